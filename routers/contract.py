@@ -1,0 +1,178 @@
+"""The Router contract: what a router is given, what it returns, and the defaults that a new router inherits.
+
+Axes: G groups, S positions, T = G * S tokens, D features, E experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from routers.cost import Cost
+from routers.plans import Plan, Slots, rows_per_group
+
+
+@dataclass(frozen=True)
+class RouterInput:
+    """What a router sees.
+
+    x: (G, S, D) float32. An image is a group of patches, a sequence a group of tokens, a table's row a group of features.
+    token_ids: (G, S) int64, where the data has them.
+    mask: (G, S) bool, True = a real token; None = all are real.
+    """
+
+    x: Tensor
+    token_ids: Tensor | None = None
+    mask: Tensor | None = None
+
+    @property
+    def x_TD(self) -> Tensor:
+        """The tokens in a flat (T, D) view, row-major."""
+        return self.x.flatten(0, 1)
+
+    @property
+    def mask_T(self) -> Tensor | None:
+        """The mask in a flat (T,) view."""
+        return None if self.mask is None else self.mask.flatten()
+
+
+@dataclass(frozen=True)
+class Routing:
+    """What a router returns.
+
+    plan: one of the plan types. losses: name -> raw scalar; the training loop multiplies each by its entry in
+    `loss_weights`. logits and probs: for telemetry and drop priorities only, detached by the layer.
+    work: filled in by the layer, what the experts really ran.
+    """
+
+    plan: Plan
+    losses: Mapping[str, Tensor] = field(default_factory=dict)
+    logits: Tensor | None = None
+    probs: Tensor | None = None
+    work: ExpertWork | None = None
+
+
+@dataclass(frozen=True)
+class ExpertWork:
+    """Rows that the experts ran in one forward pass; tensors where a number would have to wait for a GPU.
+
+    assigned: what the plan asked for among real tokens; kept: what was left after capacity; executed: rows that were
+    computed, padding included.
+    """
+
+    assigned: int | Tensor
+    kept: int | Tensor
+    executed: int | Tensor
+
+
+class Router(nn.Module):
+    """Base of every router: `Router(d_model, num_experts, **options)`; write `forward(RouterInput) -> Routing`.
+
+    The layer around it switches autocast off and hands over float32, applies the mask and the capacity, and counts the
+    work, so a router holds only its own idea. Everything below has a default that suits a causal token-choice router.
+    """
+
+    loss_weights: ClassVar[Mapping[str, float]] = {}
+    """Default weight of each loss that `forward` may return."""
+
+    capacity_factor: float | None = None
+    """Default capacity factor in training (None = dropless); the layer applies it. Evaluation is dropless by default."""
+
+    priority: str = "position"
+    """Who is dropped first when an expert is full; see `routers.capacity`."""
+
+    def __init__(self, d_model: int, num_experts: int) -> None:
+        super().__init__()
+        for name, value in (("d_model", d_model), ("num_experts", num_experts)):
+            if value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1")
+        self.d_model = d_model
+        self.num_experts = num_experts
+
+    def forward(self, inputs: RouterInput) -> Routing:
+        raise NotImplementedError(f"{type(self).__name__} must define forward(RouterInput) -> Routing")
+
+    @property
+    def causal(self) -> bool:
+        """False if a token's output may depend on later tokens of its own group."""
+        return True
+
+    @property
+    def batch_coupled(self) -> bool:
+        """True if a token's output may depend on other groups of the batch."""
+        return False
+
+    def init_parameters(self, generator: Callable[[str], torch.Generator]) -> None:
+        """Draw the parameters from `generator(parameter name)`. Default: every 2-D parameter from a normal with standard
+        deviation 0.02, truncated at two deviations; others keep the values of the constructor."""
+        for name, parameter in self.named_parameters():
+            if parameter.ndim == 2:
+                truncated_normal_(parameter, 0.02, generator(name))
+
+    def calibrate(self, *, token_counts: Tensor | None = None, embeddings: Tensor | None = None) -> None:
+        """Called once before training with (V,) token frequencies and (V, D) embeddings where the data has tokens."""
+
+    def update(self) -> None:
+        """Called once after each optimizer step; keep state in float32 buffers."""
+
+    def nominal_rows(self, groups: int, positions: int) -> float:
+        """Expert rows that one evaluation forward asks for. Default: ask the router itself, on random tokens."""
+        with torch.no_grad(), _probing(self, training=False):
+            plan = self(self._probe(groups, positions)).plan
+        return rows_per_group(plan, groups) * groups
+
+    def cost(self, groups: int, positions: int) -> Cost:
+        """FLOPs of one training call. Default: counted, on random tokens."""
+        with _probing(self, training=True), torch.enable_grad(), FlopCounterMode(display=False) as counter:
+            routing = self(self._probe(groups, positions, gradient=True))
+            forward = counter.get_total_flops()
+            if isinstance(routing.plan, Slots):
+                parts = [routing.plan.dispatch, routing.plan.combine]
+            else:
+                parts = [routing.plan.weight]
+            parts += list(routing.losses.values())
+            total = sum(part.sum() for part in parts if part.requires_grad)
+            if isinstance(total, Tensor):
+                total.backward()
+            backward = counter.get_total_flops() - forward
+        return Cost(float(forward), float(backward))
+
+    @classmethod
+    def suggest(cls, trial: Any) -> dict[str, Any]:
+        """Options for one trial of a sweep, from an Optuna trial. Default: none to tune."""
+        return {}
+
+    def _probe(self, groups: int, positions: int, gradient: bool = False) -> RouterInput:
+        generator = torch.Generator().manual_seed(0)
+        reference = next(iter(self.parameters()), next(iter(self.buffers()), torch.empty(0)))
+        x = torch.randn(groups, positions, self.d_model, generator=generator).to(reference.device)
+        ids = torch.randint(0, getattr(self, "vocab_size", None) or 256, (groups, positions), generator=generator)
+        return RouterInput(x.requires_grad_(gradient), token_ids=ids.to(reference.device))
+
+
+@contextmanager
+def _probing(module: nn.Module, *, training: bool) -> Iterator[None]:
+    """Put a module in a mode for a while, and leave mode, gradients and the global random state as they were."""
+    was = module.training
+    with torch.random.fork_rng(devices=[]):
+        module.train(training)
+        try:
+            yield
+        finally:
+            module.train(was)
+            module.zero_grad(set_to_none=True)
+
+
+def truncated_normal_(parameter: Tensor, deviation: float, generator: torch.Generator) -> None:
+    """Fill in place from N(0, deviation) cut at two deviations. Drawn in float32 on the CPU, so every device starts alike."""
+    value = torch.empty(parameter.shape, dtype=torch.float32)
+    nn.init.trunc_normal_(value, std=deviation, a=-2 * deviation, b=2 * deviation, generator=generator)
+    with torch.no_grad():
+        parameter.copy_(value)
+

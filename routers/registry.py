@@ -1,0 +1,257 @@
+"""Names and where they come from: built-in tables, entry points, and plugins loaded on request.
+
+Nothing is imported before it is asked for, so that the command line can list every name without loading torch.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextvars
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+
+from routers.errors import UsageError, unknown
+
+if TYPE_CHECKING:
+    from routers.contract import Router
+
+T = TypeVar("T")
+Decorated = TypeVar("Decorated")
+
+_loading: contextvars.ContextVar[str | None] = contextvars.ContextVar("routelab_plugin_being_loaded", default=None)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One registered name: where it comes from, and either the object or the "module:attribute" that holds it."""
+
+    name: str
+    origin: str
+    target: str
+    value: Any = None
+
+
+class Registry(Generic[T]):
+    """A table of names for one kind of thing ("router", "backbone", ...).
+
+    kind: the word that errors use. group: the entry-point group of plugins. builtin: name -> "module:attribute".
+    """
+
+    def __init__(self, kind: str, group: str, builtin: Mapping[str, str]) -> None:
+        self.kind, self.group = kind, group
+        self._entries = {name: Entry(name, "built in", target) for name, target in builtin.items()}
+        self._entry_points_read = False
+
+    def register(self, name: str) -> Callable[[Decorated], Decorated]:
+        """A decorator that adds a class or function under `name`."""
+
+        def add(value: Decorated) -> Decorated:
+            target = f"{getattr(value, '__module__', '?')}:{getattr(value, '__qualname__', '?')}"
+            self._add(Entry(name, _loading.get() or f"module {target.split(':')[0]}", target, value))
+            return value
+
+        return add
+
+    def names(self) -> list[str]:
+        """Every name, sorted."""
+        self._read_entry_points()
+        return sorted(self._entries)
+
+    def __contains__(self, name: object) -> bool:
+        self._read_entry_points()
+        return name in self._entries
+
+    def origin(self, name: str) -> str:
+        """Where the name comes from: "built in", a distribution, or the plugin's file or module."""
+        return self._entry(name).origin
+
+    def get(self, name: str) -> T:
+        """The registered object; UsageError with the nearest match if there is none."""
+        entry = self._entry(name)
+        if entry.value is None:
+            module, _, attribute = entry.target.partition(":")
+            token = _loading.set(None if entry.origin == "built in" else entry.origin)
+            try:
+                value = getattr(importlib.import_module(module), attribute)
+            except Exception as error:
+                if entry.origin == "built in":
+                    raise
+                raise UsageError(
+                    f"{self.kind} {name!r} from {entry.origin} cannot be imported: {type(error).__name__}: {error}"
+                ) from error
+            finally:
+                _loading.reset(token)
+            entry = self._entries[name] = Entry(name, entry.origin, entry.target, value)
+        return cast(T, entry.value)
+
+    def source(self, name: str) -> Path | None:
+        """The file that defines the name, if there is one."""
+        entry = self._entry(name)
+        if entry.value is not None:
+            try:
+                return Path(inspect.getfile(entry.value))
+            except (TypeError, OSError):
+                return None
+        spec = importlib.util.find_spec(entry.target.partition(":")[0])
+        return Path(spec.origin) if spec and spec.origin else None
+
+    def summary(self, name: str) -> str:
+        """The first line of the docstring, read without importing the module."""
+        entry = self._entry(name)
+        if entry.value is not None:
+            text = inspect.getdoc(entry.value) or ""
+        else:
+            try:
+                path = self.source(name)
+                tree = ast.parse(path.read_text(encoding="utf-8")) if path else ast.Module([], [])
+            except (OSError, SyntaxError, ImportError):
+                return ""
+            attribute = entry.target.partition(":")[2]
+            found = [n for n in tree.body if isinstance(n, (ast.ClassDef, ast.FunctionDef)) and n.name == attribute]
+            text = (ast.get_docstring(found[0]) if found else None) or ""
+        return text.strip().split("\n")[0]
+
+    def _entry(self, name: str) -> Entry:
+        if name not in self._entries:
+            self._read_entry_points()
+        if name not in self._entries:
+            raise unknown(self.kind, name, self._entries)
+        return self._entries[name]
+
+    def _add(self, entry: Entry) -> None:
+        old = self._entries.get(entry.name)
+        # The same definition again (a module reloaded, an entry point resolved) replaces itself.
+        if old is not None and old.target != entry.target:
+            raise UsageError(
+                f"{self.kind} {entry.name!r} is defined twice, by {old.origin} and by {entry.origin}; rename one of them"
+            )
+        self._entries[entry.name] = entry
+
+    def _read_entry_points(self) -> None:
+        if self._entry_points_read:
+            return
+        self._entry_points_read = True
+        for point in entry_points(group=self.group):
+            origin = f"{point.dist.name} {point.dist.version}" if point.dist else point.value
+            try:
+                self._add(Entry(point.name, origin, point.value))
+            except UsageError as error:
+                warnings.warn(str(error), stacklevel=2)
+
+
+def load_plugin(spec: str) -> None:
+    """Import a plugin that the user asked for: a path to a .py file, or a module name. Failure is a UsageError."""
+    token = _loading.set(f"plugin {spec}")
+    try:
+        if spec.endswith(".py") or "/" in spec:
+            path = Path(spec).expanduser().resolve()
+            if not path.is_file():
+                raise UsageError(f"plugin {spec!r}: there is no such file")
+            # Named by its path, so that two plugins called plugin.py do not collide and a reload is recognised.
+            name = f"routelab_plugin_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+            if name in sys.modules:
+                return
+            module_spec = importlib.util.spec_from_file_location(name, path)
+            if module_spec is None or module_spec.loader is None:
+                raise UsageError(f"plugin {spec!r}: not a Python file")
+            module = importlib.util.module_from_spec(module_spec)
+            sys.modules[name] = module
+            try:
+                module_spec.loader.exec_module(module)
+            except BaseException:
+                del sys.modules[name]
+                raise
+        else:
+            importlib.import_module(spec)
+    except UsageError:
+        raise
+    except Exception as error:
+        where = ""
+        if isinstance(error, SyntaxError):
+            where = f" (line {error.lineno})"
+        elif error.__traceback__ is not None:
+            frames = inspect.getinnerframes(error.__traceback__)
+            inside = [frame.lineno for frame in frames if frame.filename.endswith(Path(spec).name)]
+            where = f" (line {inside[-1]})" if inside else ""
+        message = error.msg if isinstance(error, SyntaxError) else str(error)
+        raise UsageError(f"plugin {spec!r} failed to import: {type(error).__name__}: {message}{where}") from error
+    finally:
+        _loading.reset(token)
+
+
+@contextmanager
+def only_for_now(registry: Registry[Any]) -> Iterator[None]:
+    """Forget, on leaving, whatever was registered inside. For tests."""
+    before = dict(registry._entries)
+    try:
+        yield
+    finally:
+        registry._entries = before
+
+
+ROUTERS: Registry[type[Router]] = Registry(
+    "router",
+    "routelab.routers",
+    {
+        "expert_choice": "routers.expert_choice:ExpertChoice",
+        "hash": "routers.hashing:Hash",
+        "soft": "routers.soft:Soft",
+        "switch": "routers.switch:Switch",
+        "top2": "routers.top2:Top2",
+        "topk": "routers.topk:TopKRouter",
+    },
+)
+
+
+def register_router(name: str) -> Callable[[Decorated], Decorated]:
+    """Class decorator: make a Router known as `name` to configs, the command line and `build_router`."""
+    return ROUTERS.register(name)
+
+
+def build_router(name: str, *, d_model: int, num_experts: int, **options: Any) -> Router:
+    """Build a registered router. Options are those of its constructor; a wrong one is a UsageError with the nearest match."""
+    router = ROUTERS.get(name)
+    allowed = option_names(router)
+    for key in options:
+        if allowed is not None and key not in allowed:
+            raise unknown(f"option of router {name!r}", key, allowed)
+    try:
+        return router(d_model, num_experts, **options)
+    except UsageError:
+        raise
+    except ValueError as error:
+        raise UsageError(f"router {name!r}: {error}") from error
+
+
+def option_names(router: Callable[..., Any], first: int = 2) -> list[str] | None:
+    """Names of the constructor's options after its first arguments; None if it takes any keyword."""
+    parameters = list(inspect.signature(router).parameters.values())
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return None
+    return [p.name for p in parameters[first:]]
+
+
+def lazy(package: str, names: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """`__getattr__` and `__dir__` for a package whose public names are imported on first use. names: name -> module."""
+
+    def get(name: str) -> Any:
+        if name not in names:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        value = getattr(importlib.import_module(names[name]), name)
+        setattr(sys.modules[package], name, value)
+        return value
+
+    def listed() -> list[str]:
+        return sorted({*names, *vars(sys.modules[package])})
+
+    return get, listed

@@ -1,0 +1,48 @@
+"""Switch routing: one expert per token, scaled by its raw probability.
+
+Axes: G groups, S positions, T = G * S tokens, D features, E experts.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from routers.contract import Router, RouterInput, Routing
+from routers.losses import balance_loss, jitter
+from routers.plans import TopK
+
+
+class Switch(Router):
+    """Top-1 of softmax(x W^T), weighted by the raw probability (Fedus, Zoph, Shazeer 2021, §2.1, eq. 2).
+
+    The weight is never renormalised: with one choice that would make it 1 and the router's gradient exactly 0.
+
+    Options: `jitter` (0.01): the router's input, and only that, is multiplied by U[1 - jitter, 1 + jitter] in training.
+    Loss: `balance` (weight 0.01). Capacity factor 1.25 in training, first come first served by position. The paper
+    evaluates at 2.0; here evaluation is dropless unless `eval_capacity_factor` is set, so that metrics do not depend
+    on the batch size.
+
+    Parameters: `weight` (E, D). Causal, not batch-coupled; capacity over the whole batch couples sequences.
+    """
+
+    loss_weights = {"balance": 1e-2}
+    capacity_factor = 1.25
+
+    def __init__(self, d_model: int, num_experts: int, *, jitter: float = 0.01) -> None:
+        super().__init__(d_model, num_experts)
+        if not 0 <= jitter < 1:
+            raise ValueError(f"jitter is {jitter}; it must be at least 0 and below 1")
+        self.jitter = jitter
+        self.weight = nn.Parameter(torch.zeros(num_experts, d_model))
+
+    def forward(self, inputs: RouterInput) -> Routing:
+        x_TD = inputs.x_TD
+        if self.training and self.jitter:
+            x_TD = jitter(x_TD, self.jitter)
+        logits_TE = F.linear(x_TD, self.weight)
+        probs_TE = logits_TE.softmax(-1)
+        weight_T1, expert_T1 = probs_TE.topk(1, dim=-1)
+        losses = {"balance": balance_loss(probs_TE, expert_T1, inputs.mask_T)}
+        return Routing(TopK(expert_T1, weight_T1, self.num_experts), losses, logits_TE, probs_TE)
