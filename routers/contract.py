@@ -123,9 +123,13 @@ class Router(nn.Module):
 
     def nominal_rows(self, groups: int, positions: int) -> float:
         """Expert rows that one evaluation forward asks for. Default: ask the router itself, on random tokens."""
+        return rows_per_group(self.probe_plan(groups, positions), groups) * groups
+
+    def probe_plan(self, groups: int, positions: int) -> Plan:
+        """The plan of an evaluation forward on random tokens: what sort of plan this router makes, and of what size."""
         with torch.no_grad(), _probing(self, training=False):
-            plan = self(self._probe(groups, positions)).plan
-        return rows_per_group(plan, groups) * groups
+            plan: Plan = self(self._probe(groups, positions)).plan
+        return plan
 
     def cost(self, groups: int, positions: int) -> Cost:
         """FLOPs of one training call. Default: counted, on random tokens."""

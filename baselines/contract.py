@@ -1,0 +1,199 @@
+"""The Arm contract: anything that can be compared. The loop, the ledger and matching know arms only through it.
+
+Axes: B examples, M members.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from baselines.task import Batch, Task
+from routers.contract import Routing
+from routers.errors import UsageError, unknown
+from routers.registry import ROUTERS, Registry
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Work of one call: `model` on the rows really assigned, `executed` with padding and recomputation."""
+
+    model: float | Tensor
+    executed: float | Tensor
+
+
+@dataclass(frozen=True)
+class Penalty:
+    """An auxiliary loss: its raw value, summed over layers, and the weight it enters the total with."""
+
+    raw: Tensor
+    weight: float
+
+
+@dataclass(frozen=True)
+class StepLoss:
+    """What `Arm.loss` returns. task: the mean task loss, a scalar. flops: forward and backward of this call."""
+
+    task: Tensor
+    flops: Flops
+    penalties: Mapping[str, Penalty] = field(default_factory=dict)
+    routings: Sequence[Routing] = ()
+
+    @property
+    def total(self) -> Tensor:
+        """What is differentiated."""
+        return self.task + sum(penalty.weight * penalty.raw for penalty in self.penalties.values() if penalty.weight)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What `Arm.predict` returns. outputs (B, K) or (B, S, K); flops: of the forward pass."""
+
+    outputs: Tensor
+    flops: Flops
+    routings: Sequence[Routing] = ()
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of a run, with its share of the budget. Between stages the loop starts a new optimizer and schedule."""
+
+    name: str
+    share: float = 1.0
+
+
+@dataclass(frozen=True)
+class ArmSpec:
+    """An arm as the config describes it: plain data.
+
+    name: a baseline's or a router's. backbone: `name`, `hidden` (width of the dense feed-forward), `moe_every`, and the
+    backbone's own options. experts: `count`, `hidden`, `kind`, `bias`. router: options of the router, of its capacity, and
+    `loss_weights`. options: what else the baseline takes.
+    """
+
+    name: str
+    backbone: Mapping[str, Any] = field(default_factory=dict)
+    experts: Mapping[str, Any] = field(default_factory=dict)
+    router: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def get(self, knob: str) -> Any:
+        """The value of a dotted name, such as "experts.hidden"; None if it is not set."""
+        section, _, key = knob.partition(".")
+        return getattr(self, section).get(key)
+
+    def with_value(self, knob: str, value: Any) -> ArmSpec:
+        """A copy with a dotted name set."""
+        section, _, key = knob.partition(".")
+        return replace(self, **{section: {**getattr(self, section), key: value}})
+
+
+class Arm(nn.Module):
+    """Base of every arm: `Arm(spec)`, then `build(task, seed)`."""
+
+    fit_outside_loop: ClassVar[bool] = False
+    """True for references that do not train by gradient: they skip the loop and define `fit(train, validation)`."""
+
+    knobs: ClassVar[tuple[str, ...]] = ()
+    """Dotted names of the widths that matching may size, in the order of preference."""
+
+    uses: ClassVar[tuple[str, ...]] = ("backbone",)
+    """Sections of the spec that this arm reads."""
+
+    def __init__(self, spec: ArmSpec) -> None:
+        super().__init__()
+        self.spec = spec
+
+    def build(self, task: Task, seed: int, *, sizing: bool = False) -> None:
+        """Make the parameters, by (seed, parameter name). sizing: on the meta device, for counting only."""
+        raise NotImplementedError(f"{type(self).__name__} must define build(task, seed)")
+
+    def loss(self, batch: Batch, index: Tensor) -> StepLoss:
+        """Training loss. index: data set positions, (B,), or (M, B) where members see different batches."""
+        raise NotImplementedError(f"{type(self).__name__} must define loss(batch, index)")
+
+    def predict(self, batch: Batch) -> Prediction:
+        """Outputs in evaluation mode."""
+        raise NotImplementedError(f"{type(self).__name__} must define predict(batch)")
+
+    def flops_per_example(self) -> float | None:
+        """Nominal FLOPs of an evaluation forward, or None where that means nothing."""
+        raise NotImplementedError(f"{type(self).__name__} must define flops_per_example()")
+
+    def stages(self) -> Sequence[Stage]:
+        """The parts of a run."""
+        return (Stage("train"),)
+
+    def begin(self, stage: int) -> None:
+        """Called before a stage's first step."""
+
+    def update(self) -> None:
+        """Called once after each optimizer step."""
+
+    @property
+    def causal(self) -> bool:
+        """False if a token's output may depend on later tokens through the arm's routing."""
+        return True
+
+    @property
+    def batch_coupled(self) -> bool:
+        """True if an example's output may depend on the rest of the batch."""
+        return False
+
+    @property
+    def total_params(self) -> int:
+        """All parameters."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    @property
+    def active_params(self) -> int:
+        """Parameters that one token meets."""
+        return self.total_params
+
+    def fit(self, train: Batch, validation: Batch) -> None:
+        """Train in one call, for arms that do so outside the loop."""
+        raise NotImplementedError(f"{type(self).__name__} must define fit(train, validation)")
+
+
+BASELINES: Registry[type[Arm]] = Registry("arm", "routelab.baselines", {"dense": "baselines.dense:Dense"})
+
+
+def register_baseline(name: str) -> Callable[[Any], Any]:
+    """Class decorator: make an Arm known as `name`."""
+    return BASELINES.register(name)
+
+
+def arm_names() -> list[str]:
+    """Every name that `arm=` takes: baselines, and routers (a backbone routed by it)."""
+    return sorted({*BASELINES.names(), *ROUTERS.names()})
+
+
+def arm_class(name: str) -> type[Arm]:
+    """The class behind an arm's name; UsageError with the nearest match if there is none."""
+    if name in BASELINES:
+        return BASELINES.get(name)
+    if name in ROUTERS:
+        from baselines.routed import Routed
+
+        return Routed
+    raise unknown("arm", name, arm_names())
+
+
+def make_arm(spec: ArmSpec, task: Task, seed: int, *, sizing: bool = False) -> Arm:
+    """Build an arm; a ValueError of its parts becomes a UsageError that names the arm."""
+    arm = arm_class(spec.name)(spec)
+    try:
+        if sizing:
+            with torch.device("meta"):
+                arm.build(task, seed, sizing=True)
+        else:
+            arm.build(task, seed)
+    except UsageError:
+        raise
+    except ValueError as error:
+        raise UsageError(f"arm {spec.name!r}: {error}") from error
+    return arm

@@ -1,0 +1,12 @@
+"""The dense arm: every token runs the same feed-forward."""
+
+from __future__ import annotations
+
+from baselines.single import SingleBackbone
+
+
+class Dense(SingleBackbone):
+    """The backbone with dense feed-forward layers of width `backbone.hidden`: the reference of every comparison."""
+
+    knobs = ("backbone.hidden",)
+    uses = ("backbone", "experts.kind", "experts.bias")

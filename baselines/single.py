@@ -1,0 +1,131 @@
+"""One backbone trained end to end: what dense and routed arms share.
+
+Axes: B examples.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from baselines.contract import Arm, ArmSpec, Flops, Penalty, Prediction, StepLoss
+from baselines.task import Batch, Task
+from experts.initialisation import initialise
+from experts.kinds import FeedForward
+from experts.mixture import MixtureLayer
+from routelab.backbones.contract import BACKBONES, Backbone, Slot
+from routers.contract import Routing
+
+ARM_OPTIONS = ("name", "hidden", "moe_every")
+"""Keys of the backbone section that the arm reads itself; the rest are the backbone's own options."""
+
+_NOMINAL_EXAMPLES = 16
+
+
+class SingleBackbone(Arm):
+    """A backbone whose feed-forward slots `fill(slot)` fills."""
+
+    network: Backbone
+
+    def fill(self, slot: Slot) -> nn.Module:
+        """A feed-forward or a mixture layer for this slot. Here: the dense feed-forward of width `backbone.hidden`."""
+        return FeedForward(
+            self.spec.experts.get("kind", "gelu"), slot.d_model, self.dense_hidden(slot), bool(self.spec.experts.get("bias", False))
+        )
+
+    def dense_hidden(self, slot: Slot) -> int:
+        """`backbone.hidden`, by default four times the features."""
+        hidden = self.spec.backbone.get("hidden")
+        return 4 * slot.d_model if hidden is None else int(hidden)
+
+    def build(self, task: Task, seed: int, *, sizing: bool = False) -> None:
+        self.task = task
+        self._fills: list[nn.Module] = []
+
+        def factory(slot: Slot) -> nn.Module:
+            module = self.fill(slot)
+            self._fills.append(module)
+            return module
+
+        options = {name: value for name, value in self.spec.backbone.items() if name not in ARM_OPTIONS}
+        backbone = BACKBONES.get(self.spec.backbone.get("name", "vit"))
+        self.network = backbone(task.inputs, task.outputs, factory, **options)
+        if not sizing:
+            initialise(self.network, seed)
+
+    @property
+    def mixtures(self) -> list[MixtureLayer]:
+        """The mixture layers, in order."""
+        return [module for module in self._fills if isinstance(module, MixtureLayer)]
+
+    def loss(self, batch: Batch, index: Tensor) -> StepLoss:
+        outputs, routings = self.network(batch.inputs, batch.mask)
+        penalties: dict[str, Penalty] = {}
+        weights = self.loss_weights()
+        for routing in routings:
+            for name, raw in routing.losses.items():
+                before = penalties[name].raw if name in penalties else 0.0
+                penalties[name] = Penalty(before + raw, weights.get(name, 0.0))
+        task_loss = self.task.loss(outputs, batch.targets).mean()
+        return StepLoss(task_loss, self.flops(len(batch), routings, training=True), penalties, routings)
+
+    def predict(self, batch: Batch) -> Prediction:
+        outputs, routings = self.network(batch.inputs, batch.mask)
+        return Prediction(outputs, self.flops(len(batch), routings, training=False), routings)
+
+    def loss_weights(self) -> dict[str, float]:
+        """Weights of the auxiliary losses, by name."""
+        return {}
+
+    def update(self) -> None:
+        for layer in self.mixtures:
+            layer.router.update()
+
+    def flops(self, examples: int, routings: list[Routing], *, training: bool) -> Flops:
+        """Model and executed FLOPs of one call: a part fixed by the shape, and the rows really dispatched."""
+        positions = self.network.positions
+        cost = self.network.cost(examples)
+        for module in self._fills:
+            cost = cost + (
+                module.fixed_cost(examples, positions) if isinstance(module, MixtureLayer) else module.cost(examples * positions)
+            )
+        fixed = cost.training if training else cost.forward
+        model: float | Tensor = fixed
+        executed: float | Tensor = fixed + (self.network.recomputed(examples) if training else 0.0)
+        for layer, routing in zip(self.mixtures, routings, strict=True):
+            assert routing.work is not None
+            per_row = layer.experts.row_cost.training if training else layer.experts.row_cost.forward
+            model = model + routing.work.kept * per_row
+            executed = executed + routing.work.executed * per_row
+        return Flops(model, executed)
+
+    def flops_per_example(self) -> float:
+        examples, positions = _NOMINAL_EXAMPLES, self.network.positions
+        total = self.network.cost(examples).forward
+        for module in self._fills:
+            if isinstance(module, MixtureLayer):
+                total += module.nominal_cost(examples, positions).forward
+            else:
+                total += module.cost(examples * positions).forward
+        return total / examples
+
+    @property
+    def active_params(self) -> int:
+        """Everything but the experts, plus for each mixture as many experts as a token meets: its rows per token."""
+        active = self.total_params
+        for layer in self.mixtures:
+            tokens = _NOMINAL_EXAMPLES * self.network.positions
+            met = min(layer.router.nominal_rows(_NOMINAL_EXAMPLES, self.network.positions) / tokens, layer.experts.num_experts)
+            bank = sum(parameter.numel() for parameter in layer.experts.parameters())
+            active -= round(bank * (1 - met / layer.experts.num_experts))
+        return active
+
+    @property
+    def causal(self) -> bool:
+        return all(layer.causal for layer in self.mixtures)
+
+    @property
+    def batch_coupled(self) -> bool:
+        return any(layer.batch_coupled for layer in self.mixtures)
+
+
+__all__ = ["ARM_OPTIONS", "ArmSpec", "SingleBackbone"]

@@ -1,0 +1,87 @@
+"""What is to be learned: the shape of the inputs, the loss, and the metrics.
+
+Axes: B examples, S positions, K outputs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from routelab.backbones.contract import InputSpec
+
+TaskKind = Literal["classification", "regression", "language"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """inputs (B, ...), targets (B,), (B, K) or (B, S), mask (B, S) where positions may be padding."""
+
+    inputs: Tensor
+    targets: Tensor
+    mask: Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.inputs.shape[0]
+
+
+@dataclass(frozen=True)
+class Task:
+    """inputs: what an example looks like. outputs: K, the classes or the regression targets.
+
+    kind: "classification" (cross-entropy, accuracy), "regression" (mean squared error, R^2), "language" (cross-entropy
+    over the next byte, bits per byte; causal).
+    """
+
+    name: str
+    kind: TaskKind
+    inputs: InputSpec
+    outputs: int
+    token_counts: Tensor | None = None
+
+    @property
+    def causal(self) -> bool:
+        """Whether an output may depend on earlier positions only."""
+        return self.kind == "language"
+
+    @property
+    def metric(self) -> str:
+        """The name of the quality metric that stands beside the loss."""
+        return {"classification": "accuracy", "regression": "r2", "language": "bits_per_byte"}[self.kind]
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """One loss per example, (B,), in nats (or squared units), float32."""
+        outputs = outputs.float()
+        if self.kind == "regression":
+            return (outputs - targets.view_as(outputs)).square().flatten(1).mean(1)
+        if self.kind == "language":
+            return F.cross_entropy(outputs.transpose(1, 2), targets, reduction="none").mean(1)
+        return F.cross_entropy(outputs, targets, reduction="none")
+
+    def statistics(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """Sums over the batch, float64, from which `summary` computes the metrics of any number of batches."""
+        loss = self.loss(outputs, targets).double()
+        sums = {"count": torch.full_like(loss.sum(), loss.numel()), "loss": loss.sum()}
+        if self.kind == "classification":
+            sums["correct"] = (outputs.argmax(-1) == targets).double().sum()
+        elif self.kind == "regression":
+            flat = targets.double().flatten(1)
+            sums |= {"target": flat.mean(1).sum(), "square": flat.square().mean(1).sum()}
+        return sums
+
+    def summary(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
+        """`loss` and the metric, from summed statistics."""
+        count, total = float(sums["count"]), float(sums["loss"])
+        mean = total / count
+        if self.kind == "classification":
+            return {"loss": mean, "accuracy": float(sums["correct"]) / count}
+        if self.kind == "language":
+            return {"loss": mean, "bits_per_byte": mean / math.log(2)}
+        spread = float(sums["square"]) / count - (float(sums["target"]) / count) ** 2
+        return {"loss": mean, "r2": 1 - mean / spread if spread > 0 else math.nan}

@@ -1,0 +1,121 @@
+"""The bank: the weights of all experts, and three ways to run rows through them.
+
+Axes: R rows, E experts, D features, H hidden width, N rows per expert (padded).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from experts.kinds import KINDS, Kind, check_sizes, draw, parameter_shapes, row_cost
+from routers.cost import Cost
+
+Kernel = Literal["auto", "grouped", "batched", "loop"]
+KERNELS: tuple[str, ...] = ("auto", "grouped", "batched", "loop")
+_LOOP_ROWS = 384
+
+
+class ExpertBank(nn.Module):
+    """E feed-forwards of one kind and size.
+
+    Parameters: `up` (E, D, H), `gate` (E, D, H) if the kind is gated, `down` (E, H, D); with `bias=True` also `up_bias`
+    (E, H), `gate_bias` (E, H), `down_bias` (E, D). A bank with one expert computes what `FeedForward` does.
+    """
+
+    def __init__(self, kind: str = "gelu", *, num_experts: int, d_model: int, d_hidden: int, bias: bool = False) -> None:
+        super().__init__()
+        check_sizes(num_experts=num_experts, d_model=d_model, d_hidden=d_hidden)
+        self.kind_name, self.kind = kind, KINDS.get(kind)
+        self.num_experts, self.d_model, self.d_hidden, self.bias = num_experts, d_model, d_hidden, bias
+        for name, shape in parameter_shapes(self.kind, d_model, d_hidden, bias).items():
+            self.register_parameter(name, nn.Parameter(torch.zeros(num_experts, *shape)))
+
+    def init_parameters(self, generator: Callable[[str], torch.Generator]) -> None:
+        """Every expert is drawn as a dense feed-forward is, by its own number: more experts change none of the first."""
+        for name, parameter in self.named_parameters(recurse=False):
+            for expert, part in enumerate(parameter.unbind(0)):
+                draw(part, name, generator(f"{name}/{expert}"))
+
+    @property
+    def row_cost(self) -> Cost:
+        """FLOPs of one row through one expert."""
+        return row_cost(self.kind, self.d_model, self.d_hidden)
+
+    def grouped(self, rows: Tensor, count: Tensor) -> Tensor:
+        """`rows` (R, D) sorted by expert, `count` (E,) rows of each -> (R, D). Rows past the counts come back as 0.
+
+        `F.grouped_mm` on every device; it neither follows autocast nor defines rows past its last offset.
+        """
+        offs = count.cumsum(0).to(torch.int32)
+        valid = None
+        total = rows.shape[0]
+        if rows.device.type != "cpu" or int(offs[-1]) != total:
+            valid = (torch.arange(total, device=rows.device) < offs[-1]).unsqueeze(1)
+            rows = torch.where(valid, rows, 0.0)
+        expert = None
+        if self.bias:
+            expert = torch.searchsorted(offs, torch.arange(total, device=rows.device, dtype=torch.int32), right=True)
+            expert = expert.clamp_max(self.num_experts - 1)
+
+        def project(value: Tensor, name: str) -> Tensor:
+            weight = getattr(self, name)
+            product = F.grouped_mm(value, weight.to(value.dtype), offs=offs)
+            if expert is not None:
+                product = product + getattr(self, f"{name}_bias").to(value.dtype)[expert]
+            return product
+
+        out = self._run(rows, project)
+        return out if valid is None else torch.where(valid, out, 0.0)
+
+    def batched(self, rows: Tensor) -> Tensor:
+        """(E, N, D) -> (E, N, D), N rows for every expert."""
+
+        def project(value: Tensor, name: str) -> Tensor:
+            weight = getattr(self, name).to(value.dtype)
+            if not self.bias:
+                return torch.bmm(value, weight)
+            return torch.baddbmm(getattr(self, f"{name}_bias").to(value.dtype).unsqueeze(1), value, weight)
+
+        return self._run(rows, project)
+
+    def loop(self, rows: Tensor, count: Tensor) -> Tensor:
+        """As `grouped`, one expert after another with plain products: the oracle of the tests. Waits for the counts.
+
+        The weights are taken apart by `unbind`: indexing `up[e]` would build a full-size gradient for every expert.
+        """
+        parts = {name: parameter.unbind(0) for name, parameter in self.named_parameters(recurse=False)}
+        sizes = count.tolist()
+        out = []
+        for expert, part in enumerate(rows[: sum(sizes)].split(sizes)):
+
+            def project(value: Tensor, name: str, expert: int = expert) -> Tensor:
+                product = value @ parts[name][expert].to(value.dtype)
+                return product + parts[f"{name}_bias"][expert].to(value.dtype) if self.bias else product
+
+            out.append(self._run(part, project))
+        return torch.cat([*out, rows.new_zeros(rows.shape[0] - sum(sizes), rows.shape[1])])
+
+    def _run(self, rows: Tensor, project: Callable[[Tensor, str], Tensor]) -> Tensor:
+        if torch.is_autocast_enabled(rows.device.type):
+            rows = rows.to(torch.get_autocast_dtype(rows.device.type))
+        gate = project(rows, "gate") if self.kind.gated else None
+        return project(self.kind.hidden(project(rows, "up"), gate), "down")
+
+    def kernel_for(self, rows: int, device: torch.device, dtype: torch.dtype) -> Kernel:
+        """The faster kernel for `rows` rows sorted by expert, as measured by benchmarks/kernels.py.
+
+        `F.grouped_mm` wants strides in multiples of 16 bytes and no float64; on a GPU only bfloat16 is a real kernel. On a
+        CPU, plain products overtake it once every expert has some hundreds of rows.
+        """
+        size = torch.empty(0, dtype=dtype).element_size()
+        aligned = all(width * size % 16 == 0 for width in (self.d_model, self.d_hidden))
+        if device.type == "cpu":
+            if rows >= _LOOP_ROWS * self.num_experts:
+                return "loop"
+            return "grouped" if aligned and dtype in (torch.float32, torch.bfloat16) else "batched"
+        return "grouped" if aligned and dtype == torch.bfloat16 else "batched"

@@ -1,0 +1,152 @@
+"""Dispatch: lay out the rows that a plan asks for, run them through a bank, and put the results back.
+
+Axes: G groups, S positions, T = G * S tokens, D features, E experts, C tokens per expert and group, P slots per expert,
+N assignments, R rows.
+
+On a CPU, dropped assignments are left out before any work is done. On a GPU that would make the host wait for a count, so
+they are sorted behind the last expert instead, where no product reads them.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from experts.bank import ExpertBank, Kernel
+from routers.plans import Blend, PerExpert, Plan, Ragged, Slots, TopK, token_expert
+
+
+def run(bank: ExpertBank, x_GSD: Tensor, plan: Plan, kernel: Kernel = "auto") -> tuple[Tensor, Tensor | int]:
+    """Run the experts on the tokens as `plan` says. (G, S, D) -> ((G, S, D), rows executed).
+
+    kernel: "grouped", "batched" or "loop" for plans of flat choices; "auto" takes the faster one for the shape. PerExpert,
+    Slots and Blend are rectangular already and use "batched", or "loop" when asked.
+    """
+    if isinstance(plan, (TopK, Ragged)):
+        return _flat(bank, x_GSD, plan, kernel)
+    if isinstance(plan, PerExpert):
+        return _per_expert(bank, x_GSD, plan, kernel)
+    if isinstance(plan, Slots):
+        return _slots(bank, x_GSD, plan, kernel)
+    return _blend(bank, x_GSD, plan, kernel)
+
+
+def _flat(bank: ExpertBank, x_GSD: Tensor, plan: TopK | Ragged, kernel: Kernel) -> tuple[Tensor, Tensor | int]:
+    x_TD = x_GSD.flatten(0, 1)
+    token_N, expert_N = token_expert(plan, x_GSD.shape[1])
+    weight_N, keep_N = plan.weight.reshape(-1), None if plan.keep is None else plan.keep.reshape(-1)
+    compact = x_TD.device.type == "cpu"
+    if keep_N is None:
+        order_R = torch.argsort(expert_N, stable=True)
+    elif compact:
+        kept = keep_N.nonzero().squeeze(1)
+        order_R = kept[torch.argsort(expert_N[kept], stable=True)]
+    else:
+        expert_N = torch.where(keep_N, expert_N, bank.num_experts)
+        order_R = torch.argsort(expert_N, stable=True)
+    token_R, expert_R = token_N[order_R], expert_N[order_R]
+    count = torch.zeros(bank.num_experts + 1, dtype=torch.int64, device=x_TD.device)
+    count = count.index_add_(0, expert_R, torch.ones_like(expert_R))[: bank.num_experts]
+    rows_RD = x_TD.index_select(0, token_R)
+    weight_R1 = weight_N.index_select(0, order_R).unsqueeze(1)
+    if plan.weight_on == "input":
+        rows_RD = (rows_RD * weight_R1).to(x_TD.dtype)
+    out_RD, executed = _grouped_rows(bank, rows_RD, expert_R, count, kernel)
+    if plan.weight_on == "output":
+        out_RD = out_RD * weight_R1
+    if keep_N is not None and not compact:
+        out_RD = torch.where((expert_R < bank.num_experts).unsqueeze(1), out_RD, 0.0)
+    if isinstance(plan, TopK):
+        # Back to (T, k) and a sum over k: unlike index_add_, the same bits on every run on a GPU.
+        tokens, k = plan.expert.shape
+        place = out_RD.new_zeros(tokens * k, out_RD.shape[1]).index_copy(0, order_R, out_RD)
+        out_TD = place.view(tokens, k, -1).sum(1) if k > 1 else place
+    else:
+        out_TD = out_RD.new_zeros(x_TD.shape[0], out_RD.shape[1]).index_add(0, token_R, out_RD)
+    return out_TD.to(x_GSD.dtype).view_as(x_GSD), executed
+
+
+def _grouped_rows(bank: ExpertBank, rows_RD: Tensor, expert_R: Tensor, count: Tensor, kernel: Kernel) -> tuple[Tensor, Tensor | int]:
+    """Rows sorted by expert through the chosen kernel -> rows in the same order, and how many were computed."""
+    device = rows_RD.device
+    if kernel == "auto":
+        dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else rows_RD.dtype
+        kernel = bank.kernel_for(rows_RD.shape[0], device, dtype)
+    on_cpu = device.type == "cpu"
+    if kernel == "grouped":
+        return bank.grouped(rows_RD, count), rows_RD.shape[0] if on_cpu else count.sum()
+    if kernel == "loop":
+        return bank.loop(rows_RD, count), rows_RD.shape[0] if on_cpu else count.sum()
+    places = max(1, int(count.max()))
+    start = count.cumsum(0) - count
+    real = expert_R < bank.num_experts
+    slot = expert_R * places + torch.arange(rows_RD.shape[0], device=device) - start[expert_R.clamp_max(bank.num_experts - 1)]
+    slot = torch.where(real, slot, bank.num_experts * places)
+    padded = rows_RD.new_zeros(bank.num_experts * places + 1, rows_RD.shape[1]).index_copy(0, slot, rows_RD)
+    out = bank.batched(padded[:-1].view(bank.num_experts, places, -1)).flatten(0, 1)
+    return out.index_select(0, slot.clamp_max(bank.num_experts * places - 1)), bank.num_experts * places
+
+
+def _rectangular(bank: ExpertBank, rows_ERD: Tensor, kernel: Kernel) -> Tensor:
+    if kernel == "loop":
+        experts, each, width = rows_ERD.shape
+        count = torch.full((experts,), each, device=rows_ERD.device)
+        return bank.loop(rows_ERD.reshape(-1, width), count).view(experts, each, -1)
+    return bank.batched(rows_ERD)
+
+
+def _per_expert(bank: ExpertBank, x_GSD: Tensor, plan: PerExpert, kernel: Kernel) -> tuple[Tensor, int]:
+    groups, positions, width = x_GSD.shape
+    token, _ = token_expert(plan, positions)
+    token_EGC = token.view_as(plan.position).transpose(0, 1).reshape(-1)
+    weight = plan.weight if plan.keep is None else plan.weight * plan.keep
+    weight_E = weight.transpose(0, 1).reshape(bank.num_experts, -1, 1)
+    rows = x_GSD.flatten(0, 1).index_select(0, token_EGC).view(bank.num_experts, -1, width)
+    if plan.weight_on == "input":
+        rows = (rows * weight_E).to(x_GSD.dtype)
+    out = _rectangular(bank, rows, kernel)
+    if plan.weight_on == "output":
+        out = out * weight_E
+    elif plan.keep is not None:
+        out = out * plan.keep.transpose(0, 1).reshape(bank.num_experts, -1, 1)
+    total = out.new_zeros(groups * positions, width).index_add(0, token_EGC, out.flatten(0, 1))
+    return total.to(x_GSD.dtype).view_as(x_GSD), token_EGC.numel()
+
+
+def _slots(bank: ExpertBank, x_GSD: Tensor, plan: Slots, kernel: Kernel) -> tuple[Tensor, int]:
+    groups, _, experts, places = plan.dispatch.shape
+    dispatch_GSK, combine_GSK = plan.dispatch.flatten(2), plan.combine.flatten(2)
+    rows = torch.bmm(dispatch_GSK.transpose(1, 2).to(x_GSD.dtype), x_GSD)
+    rows_E = rows.view(groups, experts, places, -1).transpose(0, 1).reshape(experts, groups * places, -1)
+    out = _rectangular(bank, rows_E, kernel).view(experts, groups, places, -1).transpose(0, 1)
+    if plan.keep is not None:
+        out = out * plan.keep.unsqueeze(-1)
+    out_GKD = out.reshape(groups, experts * places, -1)
+    return torch.bmm(combine_GSK.to(out_GKD.dtype), out_GKD).to(x_GSD.dtype), groups * experts * places
+
+
+def _blend(bank: ExpertBank, x_GSD: Tensor, plan: Blend, kernel: Kernel) -> tuple[Tensor, int]:
+    x_TD = x_GSD.flatten(0, 1)
+    weight_ET1 = (plan.weight if plan.keep is None else plan.weight * plan.keep).t().unsqueeze(-1)
+    rows = x_TD.expand(bank.num_experts, *x_TD.shape)
+    if plan.weight_on == "input":
+        out = _rectangular(bank, (rows * weight_ET1).to(x_TD.dtype), kernel)
+        total = (out if plan.keep is None else out * plan.keep.t().unsqueeze(-1)).sum(0)
+    else:
+        total = (_rectangular(bank, rows, kernel) * weight_ET1).sum(0)
+    return total.to(x_GSD.dtype).view_as(x_GSD), bank.num_experts * x_TD.shape[0]
+
+
+def asked(plan: Plan, groups: int) -> int | Tensor:
+    """Assignments that the plan holds and has not dropped; a tensor on a GPU, a number on a CPU."""
+    if isinstance(plan, Slots):
+        places = groups * plan.dispatch.shape[2] * plan.dispatch.shape[3]
+        keep = plan.keep.expand(groups, *plan.dispatch.shape[2:]) if plan.keep is not None else None
+    else:
+        places, keep = plan.weight.numel(), plan.keep
+    if keep is None:
+        return places
+    total = keep.sum()
+    return cast(Tensor, total) if total.device.type != "cpu" else int(total)

@@ -1,0 +1,118 @@
+"""Feed-forward kinds, and the dense feed-forward that an expert bank of one expert equals.
+
+Axes: R rows, D features, H hidden width, E experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from routers.contract import truncated_normal_
+from routers.cost import Cost
+from routers.registry import Registry
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What happens between the up and the down projection. gated: there is a second projection `gate` (D, H), and the
+    hidden activation is activation(x gate) * (x up)."""
+
+    activation: Callable[[Tensor], Tensor]
+    gated: bool = False
+
+    @property
+    def matrices(self) -> int:
+        """Weight matrices of D x H elements."""
+        return 3 if self.gated else 2
+
+    def hidden(self, up: Tensor, gate: Tensor | None) -> Tensor:
+        """The hidden activation of pre-activations `up` (..., H), and `gate` (..., H) for gated kinds."""
+        return self.activation(up) if gate is None else self.activation(gate) * up
+
+
+RELU = Kind(F.relu)
+"""max(x up, 0) down (Vaswani 2017)."""
+GELU = Kind(F.gelu)
+"""gelu(x up) down, exact (Hendrycks 2016)."""
+SWIGLU = Kind(F.silu, gated=True)
+"""(silu(x gate) * (x up)) down (Shazeer 2020)."""
+
+KINDS: Registry[Kind] = Registry(
+    "expert kind",
+    "routelab.experts",
+    {"gelu": "experts.kinds:GELU", "relu": "experts.kinds:RELU", "swiglu": "experts.kinds:SWIGLU"},
+)
+
+
+def register_expert(name: str) -> Callable[[Kind], Kind]:
+    """Make a `Kind` known as `name`: `register_expert("mine")(Kind(torch.tanh))`."""
+    return KINDS.register(name)
+
+
+def check_sizes(**sizes: int) -> None:
+    """ValueError for the first size below 1."""
+    for name, value in sizes.items():
+        if value < 1:
+            raise ValueError(f"{name} is {value}; it must be at least 1")
+
+
+class FeedForward(nn.Module):
+    """The dense feed-forward: (..., D) -> (..., D). Parameters: `up` (D, H), `gate` (D, H) if gated, `down` (H, D), and
+    with `bias=True` `up_bias` (H,), `gate_bias` (H,), `down_bias` (D,)."""
+
+    def __init__(self, kind: str, d_model: int, d_hidden: int, bias: bool = False) -> None:
+        super().__init__()
+        check_sizes(d_model=d_model, d_hidden=d_hidden)
+        self.kind, self.d_model, self.d_hidden = KINDS.get(kind), d_model, d_hidden
+        for name, shape in parameter_shapes(self.kind, d_model, d_hidden, bias).items():
+            self.register_parameter(name, nn.Parameter(torch.zeros(shape)))
+
+    def init_parameters(self, generator: Callable[[str], torch.Generator]) -> None:
+        """Draw as expert 0 of a bank does, so that a bank of one starts as this feed-forward."""
+        for name, parameter in self.named_parameters(recurse=False):
+            draw(parameter, name, generator(f"{name}/0"))
+
+    def forward(self, x: Tensor) -> Tensor:
+        biases = {name: getattr(self, f"{name}_bias", None) for name in ("up", "gate", "down")}
+
+        def project(value: Tensor, name: str) -> Tensor:
+            product = value @ getattr(self, name)
+            return product if biases[name] is None else product + biases[name]
+
+        gate = project(x, "gate") if self.kind.gated else None
+        return project(self.kind.hidden(project(x, "up"), gate), "down")
+
+    def cost(self, rows: float) -> Cost:
+        """FLOPs for `rows` rows."""
+        return row_cost(self.kind, self.d_model, self.d_hidden) * rows
+
+
+def parameter_shapes(kind: Kind, d_model: int, d_hidden: int, bias: bool) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of one feed-forward's parameters, in a fixed order."""
+    shapes: dict[str, tuple[int, ...]] = {"up": (d_model, d_hidden)}
+    if kind.gated:
+        shapes["gate"] = (d_model, d_hidden)
+    shapes["down"] = (d_hidden, d_model)
+    if bias:
+        shapes |= {f"{name}_bias": (shape[1],) for name, shape in list(shapes.items())}
+    return shapes
+
+
+def draw(parameter: Tensor, name: str, generator: torch.Generator) -> None:
+    """Initial value of one feed-forward parameter: N(0, 1 / fan in), truncated at two deviations; biases 0."""
+    if name.endswith("_bias"):
+        with torch.no_grad():
+            parameter.zero_()
+    else:
+        truncated_normal_(parameter, parameter.shape[0] ** -0.5, generator)
+
+
+def row_cost(kind: Kind, d_model: int, d_hidden: int) -> Cost:
+    """FLOPs of one row through one feed-forward; the backward pass has two products for each of the forward's."""
+    forward = 2.0 * kind.matrices * d_model * d_hidden
+    return Cost(forward, 2 * forward)

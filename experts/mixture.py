@@ -1,0 +1,179 @@
+"""The mixture layer: a router, a bank of experts, and what lies between them.
+
+Axes: G groups, S positions, T = G * S tokens, D features.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from experts.bank import KERNELS, ExpertBank, Kernel
+from experts.dispatch import asked, run
+from experts.kinds import FeedForward
+from routers.capacity import PRIORITIES, Priority, capacity, capacity_tensor, limit
+from routers.contract import ExpertWork, Router, RouterInput, Routing
+from routers.cost import Cost, matmul
+from routers.plans import Blend, PerExpert, Plan, Ragged, Slots, TopK, check_plan
+
+CapacityGroup = Literal["sequence", "batch"]
+
+
+class MixtureLayer(nn.Module):
+    """A feed-forward layer whose work is shared out among experts: `layer(x, token_ids=None, mask=None) -> (out, Routing)`.
+
+    x: (G, S, D), or (T, D) as one group; mask: (G, S) or (T,), True = real. Masked tokens take no capacity and no loss,
+    and come out as 0. The router always runs in float32 with autocast off. Add the residual outside.
+
+    router: any Router. experts: an ExpertBank of as many experts and features. shared: a FeedForward that sees every token.
+
+    capacity_factor: in training an expert takes at most ceil(factor * k * n / E) rows, n being the real tokens of the
+    capacity group; "default" is the router's own, None is dropless. eval_capacity_factor: the same in evaluation, dropless
+    by default so that metrics do not depend on the batch size. capacity_group: "batch" or "sequence" (each group by
+    itself). priority: who is served first, "default" is the router's own; see `routers.capacity.limit`.
+    kernel: see `experts.dispatch.run`.
+    """
+
+    def __init__(
+        self,
+        router: Router,
+        experts: ExpertBank,
+        shared: FeedForward | None = None,
+        *,
+        capacity_factor: float | Literal["default"] | None = "default",
+        eval_capacity_factor: float | None = None,
+        capacity_group: CapacityGroup = "batch",
+        priority: Priority | Literal["default"] = "default",
+        kernel: Kernel = "auto",
+    ) -> None:
+        super().__init__()
+        if (router.d_model, router.num_experts) != (experts.d_model, experts.num_experts):
+            raise ValueError(
+                f"the router has d_model={router.d_model} and num_experts={router.num_experts}, "
+                f"the experts {experts.d_model} and {experts.num_experts}; they must be equal"
+            )
+        self.router, self.experts, self.shared = router, experts, shared
+        self.capacity_factor = router.capacity_factor if capacity_factor == "default" else capacity_factor
+        self.eval_capacity_factor = eval_capacity_factor
+        self.capacity_group = capacity_group
+        self.priority = router.priority if priority == "default" else priority
+        self.kernel = kernel
+        self._fixed: dict[tuple[int, int], Cost] = {}
+        for name, value in (("capacity_factor", self.capacity_factor), ("eval_capacity_factor", eval_capacity_factor)):
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} is {value}; it must be above 0, or null for dropless")
+        for name, choice, allowed in (
+            ("capacity_group", capacity_group, ("sequence", "batch")),
+            ("priority", self.priority, PRIORITIES),
+            ("kernel", kernel, KERNELS),
+        ):
+            if choice not in allowed:
+                raise ValueError(f"{name} is {choice!r}; it must be one of {', '.join(allowed)}")
+
+    routes = True
+    """Tells a block that this feed-forward returns a Routing beside its output."""
+
+    def forward(self, x: Tensor, token_ids: Tensor | None = None, mask: Tensor | None = None) -> tuple[Tensor, Routing]:
+        if x.ndim == 2:
+            ids, real = (None if value is None else value.unsqueeze(0) for value in (token_ids, mask))
+            out, routing = self(x.unsqueeze(0), ids, real)
+            return out.squeeze(0), routing
+        groups, positions, _ = x.shape
+        with torch.autocast(x.device.type, enabled=False):
+            routing = self.router(RouterInput(x.float(), token_ids, mask))
+            plan = self._checked(routing, groups, positions)
+        plan = exclude(plan, mask)
+        assigned = asked(plan, groups)
+        plan = self._limited(plan, routing.probs, mask, groups, positions)
+        out, executed = run(self.experts, x, plan, self.kernel)
+        if self.shared is not None:
+            # Padding has weight 0 in every plan, but the shared feed-forward knows no plan.
+            always = self.shared(x)
+            out = out + (always if mask is None else always * mask.unsqueeze(-1))
+        work = ExpertWork(assigned, asked(plan, groups), executed)
+        logits, probs = (None if value is None else value.detach() for value in (routing.logits, routing.probs))
+        return out, replace(routing, plan=plan, logits=logits, probs=probs, work=work)
+
+    @property
+    def causal(self) -> bool:
+        """False if, in training, a token's output may depend on later tokens of its group."""
+        if self.capacity_factor is None and self.eval_capacity_factor is None:
+            return self.router.causal
+        return self.router.causal and self.priority == "position"
+
+    @property
+    def batch_coupled(self) -> bool:
+        """True if, in training, a token's output may depend on other groups of the batch."""
+        limited = self.capacity_factor is not None or self.eval_capacity_factor is not None
+        return self.router.batch_coupled or (limited and self.capacity_group == "batch")
+
+    def nominal_cost(self, groups: int, positions: int) -> Cost:
+        """FLOPs of one call without drops or padding, on `groups` x `positions` real tokens."""
+        rows = self.router.nominal_rows(groups, positions)
+        return self.fixed_cost(groups, positions) + self.experts.row_cost * rows
+
+    def fixed_cost(self, groups: int, positions: int) -> Cost:
+        """FLOPs that do not depend on the choices: router, shared feed-forward, products with slots."""
+        key = (groups, positions)
+        if key not in self._fixed:
+            cost = self.router.cost(groups, positions)
+            if self.shared is not None:
+                cost = cost + self.shared.cost(groups * positions)
+            if self._uses_slots(positions):
+                slots = int(self.router.nominal_rows(1, positions))
+                cost = cost + 2 * groups * matmul(slots, positions, self.experts.d_model)
+            self._fixed[key] = cost
+        return self._fixed[key]
+
+    def _uses_slots(self, positions: int) -> bool:
+        return isinstance(self.router.probe_plan(1, positions), Slots)
+
+    def _checked(self, routing: Routing, groups: int, positions: int) -> Plan:
+        name = type(self.router).__name__
+        if not isinstance(routing, Routing):
+            raise ValueError(f"router {name} returned {type(routing).__name__}; it must return a Routing")
+        try:
+            check_plan(routing.plan, groups, positions)
+            if routing.plan.num_experts != self.experts.num_experts:
+                raise ValueError(f"the plan names {routing.plan.num_experts} experts; there are {self.experts.num_experts}")
+        except ValueError as error:
+            raise ValueError(f"router {name} broke the contract: {error}") from None
+        return routing.plan
+
+    def _limited(self, plan: Plan, probs: Tensor | None, mask: Tensor | None, groups: int, positions: int) -> Plan:
+        factor = self.capacity_factor if self.training else self.eval_capacity_factor
+        if factor is None or not isinstance(plan, (TopK, Ragged)):
+            return plan
+        parts = groups if self.capacity_group == "sequence" else 1
+        tokens, experts = groups * positions, plan.num_experts
+        k = plan.weight.numel() / tokens
+        room: int | Tensor
+        if mask is None:
+            room = capacity(factor, k, tokens // parts, experts)
+        else:
+            room = capacity_tensor(factor, k, mask.view(parts, -1).sum(1), experts)
+        score = None if probs is None or probs.shape[0] != tokens else probs.amax(-1)
+        return limit(plan, room, self.priority, groups=parts, tokens=tokens, score=score)
+
+
+def exclude(plan: Plan, mask: Tensor | None) -> Plan:
+    """Take padding out of a plan. mask (G, S), True = real."""
+    if mask is None:
+        return plan
+    if isinstance(plan, Slots):
+        real = mask.unsqueeze(-1).unsqueeze(-1)
+        return replace(plan, dispatch=plan.dispatch * real, combine=plan.combine * real)
+    mask_T = mask.flatten()
+    if isinstance(plan, TopK):
+        real = mask_T.unsqueeze(1).expand_as(plan.expert)
+    elif isinstance(plan, Ragged):
+        real = mask_T[plan.token]
+    elif isinstance(plan, PerExpert):
+        real = mask.unsqueeze(1).expand(-1, plan.num_experts, -1).gather(2, plan.position)
+    else:
+        assert isinstance(plan, Blend)
+        real = mask_T.unsqueeze(1).expand_as(plan.weight)
+    return replace(plan, keep=real if plan.keep is None else plan.keep & real)

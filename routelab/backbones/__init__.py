@@ -1,0 +1,12 @@
+"""Networks without their feed-forward layers: a factory fills those slots, dense or routed."""
+
+from typing import TYPE_CHECKING
+
+from routers.registry import lazy
+
+if TYPE_CHECKING:
+    from routelab.backbones.contract import BACKBONES, Backbone, FeedForwardFactory, InputSpec, Slot, register_backbone
+
+__all__ = ["BACKBONES", "Backbone", "FeedForwardFactory", "InputSpec", "Slot", "register_backbone"]
+
+__getattr__, __dir__ = lazy(__name__, dict.fromkeys(__all__, "routelab.backbones.contract"))

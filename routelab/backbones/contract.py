@@ -1,0 +1,73 @@
+"""The Backbone contract: everything of a network except its feed-forward layers, which a factory fills in.
+
+Axes: B examples (= groups), S positions, D features, K outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from routers.contract import Routing
+from routers.cost import Cost
+from routers.registry import Registry
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """What one example looks like: kind and shape ("image": channels, height, width), and ids where there are any."""
+
+    kind: Literal["image", "table", "text"]
+    shape: tuple[int, ...]
+    vocab_size: int | None = None
+
+
+@dataclass(frozen=True)
+class Slot:
+    """The place of one feed-forward layer: its number (0-based), its features, and how many positions a group has."""
+
+    index: int
+    d_model: int
+    positions: int
+    vocab_size: int | None = None
+
+
+FeedForwardFactory = Callable[[Slot], nn.Module]
+"""Builds what fills a slot: a `FeedForward`, or a `MixtureLayer`."""
+
+
+class Backbone(nn.Module):
+    """Base of every backbone: `Backbone(inputs, outputs, feed_forward, **options)`.
+
+    Attributes to set: `d_model`, `positions` (S), and `fills`, the modules that the factory made, in order.
+    """
+
+    d_model: int
+    positions: int
+
+    def __init__(self, inputs: InputSpec, outputs: int) -> None:
+        super().__init__()
+        self.inputs, self.outputs = inputs, outputs
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, list[Routing]]:
+        """Outputs (B, K), or (B, S, K) where every position has one, and one Routing per mixture layer."""
+        raise NotImplementedError(f"{type(self).__name__} must define forward(x, mask)")
+
+    def cost(self, examples: int) -> Cost:
+        """Model FLOPs of everything but the feed-forward layers."""
+        raise NotImplementedError(f"{type(self).__name__} must define cost(examples)")
+
+    def recomputed(self, examples: int) -> float:
+        """FLOPs that a training step runs a second time (a fused attention's backward, checkpointing)."""
+        return 0.0
+
+
+BACKBONES: Registry[type[Backbone]] = Registry("backbone", "routelab.backbones", {"vit": "routelab.backbones.vit:ViT"})
+
+
+def register_backbone(name: str) -> Callable[[Any], Any]:
+    """Class decorator: make a Backbone known as `name`."""
+    return BACKBONES.register(name)
