@@ -163,14 +163,16 @@ class Router(nn.Module):
 @contextmanager
 def _probing(module: nn.Module, *, training: bool) -> Iterator[None]:
     """Put a module in a mode for a while, and leave mode, gradients and the global random state as they were."""
-    was = module.training
+    was, gradients = module.training, [parameter.grad for parameter in module.parameters()]
     with torch.random.fork_rng(devices=[]):
         module.train(training)
+        module.zero_grad(set_to_none=True)
         try:
             yield
         finally:
             module.train(was)
-            module.zero_grad(set_to_none=True)
+            for parameter, gradient in zip(module.parameters(), gradients, strict=True):
+                parameter.grad = gradient
 
 
 def truncated_normal_(parameter: Tensor, deviation: float, generator: torch.Generator) -> None:

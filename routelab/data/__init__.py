@@ -1,0 +1,12 @@
+"""Real data that arrive with a pip install: one data set to a file."""
+
+from typing import TYPE_CHECKING
+
+from routers.registry import lazy
+
+if TYPE_CHECKING:
+    from routelab.data.contract import DATA, DataSet, Order, load, register_data
+
+__all__ = ["DATA", "DataSet", "Order", "load", "register_data"]
+
+__getattr__, __dir__ = lazy(__name__, dict.fromkeys(__all__, "routelab.data.contract"))

@@ -1,0 +1,115 @@
+"""The data contract: tensors in memory, three fixed splits, a digest, and an order that is a function of (seed, step)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from baselines.task import Batch, Task
+from experts.initialisation import key
+from routers.errors import UsageError, unknown
+from routers.registry import Registry, option_names
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A task with its three splits. The test split never varies with a run's seed. source: where the numbers come from."""
+
+    task: Task
+    train: Batch
+    validation: Batch
+    test: Batch
+    source: str
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the bytes of all splits, first 16 hex digits."""
+        found = hashlib.sha256()
+        for split in (self.train, self.validation, self.test):
+            for tensor in (split.inputs, split.targets):
+                found.update(f"{tuple(tensor.shape)}{tensor.dtype}".encode())
+                found.update(tensor.contiguous().numpy().tobytes())
+        return found.hexdigest()[:16]
+
+
+DATA: Registry[Callable[..., DataSet]] = Registry(
+    "data set",
+    "routelab.data",
+    {"digits": "routelab.data.digits:digits", "mnist5k": "routelab.data.mnist5k:mnist5k"},
+)
+
+
+def register_data(name: str) -> Callable[[Any], Any]:
+    """Function decorator: make a loader known as `name`. It takes keyword options and returns a DataSet."""
+    return DATA.register(name)
+
+
+def load(name: str, **options: Any) -> DataSet:
+    """Load a registered data set; wrong options and missing packages are one-sentence errors."""
+    loader = DATA.get(name)
+    allowed = option_names(loader, first=0)
+    for option in options:
+        if allowed is not None and option not in allowed:
+            raise unknown(f"option of data set {name!r}", option, allowed)
+    try:
+        return loader(**options)
+    except UsageError:
+        raise
+    except ValueError as error:
+        raise UsageError(f"data set {name!r}: {error}") from error
+
+
+def split_stratified(targets: Tensor, sizes: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Positions of (rest, first, second), `sizes` examples in the last two, every class in its share; always the same."""
+    from sklearn.model_selection import train_test_split
+
+    everything, labels = torch.arange(len(targets)).numpy(), targets.numpy()
+    rest, second = train_test_split(everything, test_size=sizes[1], random_state=0, stratify=labels)
+    rest, first = train_test_split(rest, test_size=sizes[0], random_state=0, stratify=labels[rest])
+    parts = [torch.from_numpy(part).sort().values for part in (rest, first, second)]
+    return parts[0], parts[1], parts[2]
+
+
+def image_data(name: str, images: Tensor, labels: Tensor, sizes: tuple[int, int], source: str) -> DataSet:
+    """A classification data set from images (N, channels, height, width), standardised by the training split's moments."""
+    from routelab.backbones.contract import InputSpec
+
+    parts = split_stratified(labels, sizes)
+    train = images[parts[0]]
+    images = (images - train.mean()) / train.std()
+    batches = [Batch(images[part].contiguous(), labels[part].contiguous()) for part in parts]
+    task = Task(name, "classification", InputSpec("image", tuple(images.shape[1:])), int(labels.max()) + 1)
+    return DataSet(task, batches[0], batches[1], batches[2], source)
+
+
+class Order:
+    """Which training examples each step sees: epoch after epoch of permutations, drawn from (seed, epoch).
+
+    Batches run across epoch ends, so every step has the same shape and any step can be asked for at any time.
+    """
+
+    def __init__(self, examples: int, batch_size: int, seed: int) -> None:
+        self.examples, self.batch_size, self.seed = examples, batch_size, seed
+        self._drawn: dict[int, Tensor] = {}
+
+    def batch(self, step: int) -> Tensor:
+        """Positions (batch_size,) of the given step, counted from 0."""
+        start, parts = step * self.batch_size, []
+        while (missing := (step + 1) * self.batch_size - start) > 0:
+            epoch, offset = divmod(start, self.examples)
+            part = self._permutation(epoch)[offset : offset + missing]
+            parts.append(part)
+            start += len(part)
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _permutation(self, epoch: int) -> Tensor:
+        if epoch not in self._drawn:
+            self._drawn = {number: value for number, value in self._drawn.items() if number == epoch - 1}
+            generator = torch.Generator().manual_seed(key(self.seed, "order", epoch))
+            self._drawn[epoch] = torch.randperm(self.examples, generator=generator)
+        return self._drawn[epoch]

@@ -1,0 +1,412 @@
+"""Configuration: dataclasses, merged by OmegaConf from defaults, a YAML file and `key=value` words.
+
+Every wrong word is a UsageError in one sentence; `sources` remembers where each value came from.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from baselines.contract import ArmSpec, arm_class, arm_names
+from routers.errors import UsageError, unknown
+
+PRECISIONS = ("auto", "32-true", "bf16-mixed")
+SCHEDULES = ("cosine", "linear", "constant")
+MATCHES = ("flops_per_example", "none")
+DEFAULT_STEPS = 300
+
+
+@dataclass
+class Budget:
+    """When a run ends; exactly one is set (steps=300 if none is). flops: model FLOPs of training."""
+
+    flops: float | None = None
+    steps: int | None = None
+    epochs: float | None = None
+    seconds: float | None = None
+
+
+@dataclass
+class Match:
+    """What is made equal between arms, and how nearly. reference: the arm that the others are matched to."""
+
+    on: str = "flops_per_example"
+    tolerance: float = 0.02
+    reference: str = "dense"
+
+
+@dataclass
+class Optimizer:
+    """AdamW. warmup: share of the budget with a rising rate. clip: largest gradient norm, 0 = none."""
+
+    lr: float = 2e-3
+    weight_decay: float = 0.01
+    beta1: float = 0.9
+    beta2: float = 0.98
+    warmup: float = 0.1
+    schedule: str = "cosine"
+    clip: float = 1.0
+
+
+@dataclass
+class TrainerOptions:
+    """How a run is carried out. accumulate: micro-batches per step, each of batch_size. checks: validations per run."""
+
+    accelerator: str = "auto"
+    precision: str = "auto"
+    devices: int = 1
+    accumulate: int = 1
+    compile: bool = False
+    batch_size: int = 64
+    checks: int = 15
+
+
+@dataclass
+class Tracking:
+    """The MLflow store. experiment: None = the name of the comparison."""
+
+    uri: str = "sqlite:///results/mlflow.db"
+    experiment: str | None = None
+
+
+@dataclass
+class Config:
+    """Everything a comparison or a run can be told. The defaults are the quickstart."""
+
+    arms: list[Any] = field(default_factory=lambda: ["dense", "switch", "top2", "expert_choice", "hash", "soft"])
+    arm: Any = "switch"
+    seeds: Any = 5
+    seed: int = 0
+    data: dict[str, Any] = field(default_factory=lambda: {"name": "digits"})
+    backbone: dict[str, Any] = field(default_factory=lambda: {"name": "vit"})
+    router: dict[str, Any] = field(default_factory=dict)
+    experts: dict[str, Any] = field(default_factory=lambda: {"count": 8, "hidden": None, "kind": "gelu", "bias": False})
+    budget: Budget = field(default_factory=Budget)
+    match: Match = field(default_factory=Match)
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    trainer: TrainerOptions = field(default_factory=TrainerOptions)
+    tracking: Tracking = field(default_factory=Tracking)
+    output: str | None = None
+    workers: int = 0
+    plugins: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A checked configuration, its name, and where each dotted key came from."""
+
+    config: Config
+    name: str
+    sources: Mapping[str, str]
+
+    @property
+    def output(self) -> Path:
+        """The folder that results go to."""
+        return Path(self.config.output or f"results/{self.name}")
+
+    @property
+    def experiment(self) -> str:
+        """The MLflow experiment."""
+        return self.config.tracking.experiment or self.name
+
+    def describe(self) -> str:
+        """The configuration as YAML-like lines, each with its source."""
+        lines = flatten(asdict(self.config))
+        width = max(len(f"{key}: {value}") for key, value in lines.items())
+        text = {key: "null" if value is None else value for key, value in lines.items()}
+        return "\n".join(f"{f'{key}: {value}':<{min(width, 70)}}  # {self._source(key)}" for key, value in text.items())
+
+    def _source(self, key: str) -> str:
+        parts = key.split(".")
+        for length in range(len(parts), 0, -1):
+            found = self.sources.get(".".join(parts[:length]))
+            if found:
+                return found
+        return "default"
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested mapping as dotted keys."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def resolve(config: str | Path | Mapping[str, Any] | Sequence[str] = (), overrides: Sequence[str] = ()) -> Resolved:
+    """Merge defaults, `config` (a path, a dict, or words) and `overrides`, and check the result."""
+    layers: list[tuple[str, dict[str, Any]]] = []
+    name = None
+    if isinstance(config, Mapping):
+        layers.append(("dict", dict(config)))
+    elif isinstance(config, (str, Path)):
+        layers.append((str(config), _read(Path(config))))
+        name = Path(config).stem
+    else:
+        overrides = [*config, *overrides]
+    layers += [("command line", _parse(word)) for word in overrides]
+    merged = OmegaConf.structured(Config)
+    sources: dict[str, str] = {}
+    for source, layer in layers:
+        layer = _long_form(layer)
+        _check_keys(layer, Config, "", source)
+        if layer.get("budget"):
+            merged.budget = Budget()
+            sources = {key: value for key, value in sources.items() if not key.startswith("budget")}
+        for part in ("arm", "arms"):
+            if part in layer:
+                sources[part] = source
+        merged = _merge(merged, layer, source)
+        sources |= dict.fromkeys(flatten(layer), source)
+    typed: Any = OmegaConf.to_object(merged)
+    final: Config = typed
+    if all(value is None for value in asdict(final.budget).values()):
+        final.budget.steps = DEFAULT_STEPS
+    for plugin in final.plugins:
+        from routers.registry import load_plugin
+
+        load_plugin(plugin)
+    _check_values(final)
+    return Resolved(final, name or str(final.data.get("name")), sources)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        tree = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    except FileNotFoundError:
+        near = sorted(str(found) for found in Path("configs").glob("*.yaml"))
+        raise unknown("configuration file", path, near) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"configuration file {str(path)!r} cannot be read: {type(error).__name__}") from None
+    except Exception as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" (line {mark.line + 1})" if mark is not None else ""
+        raise UsageError(f"configuration file {str(path)!r} is not valid YAML{where}") from None
+    if not isinstance(tree, dict):
+        raise UsageError(f"configuration file {str(path)!r} must hold keys and values; it holds a {type(tree).__name__}")
+    if not tree:
+        raise UsageError(f"configuration file {str(path)!r} is empty")
+    return {str(key): value for key, value in tree.items()}
+
+
+def _parse(word: str) -> dict[str, Any]:
+    key, equals, _ = word.partition("=")
+    if not equals or not key.strip():
+        raise UsageError(f"argument {word!r} is neither a configuration file nor key=value")
+    try:
+        tree = OmegaConf.to_container(OmegaConf.from_dotlist([word]), resolve=True)
+    except Exception:
+        raise UsageError(f"argument {word!r} cannot be parsed as key=value") from None
+    assert isinstance(tree, dict)
+    return {str(name): value for name, value in tree.items()}
+
+
+def _long_form(layer: dict[str, Any]) -> dict[str, Any]:
+    """`data=digits` is short for `data.name=digits`, and likewise backbone."""
+    return {key: {"name": value} if key in ("data", "backbone") and isinstance(value, str) else value for key, value in layer.items()}
+
+
+def _check_keys(layer: Mapping[str, Any], schema: Any, prefix: str, source: str) -> None:
+    known = {item.name: item for item in fields(schema)}
+    for key, value in layer.items():
+        if key not in known:
+            raise unknown(f"key ({source})", f"{prefix}{key}", [f"{prefix}{name}" for name in known])
+        default = known[key].default_factory
+        inner = default if isinstance(default, type) and is_dataclass(default) else None
+        if inner is not None:
+            if not isinstance(value, Mapping):
+                raise UsageError(f"{prefix}{key}={value!r} ({source}) must hold keys: {', '.join(f.name for f in fields(inner))}")
+            _check_keys(value, inner, f"{prefix}{key}.", source)
+
+
+def _merge(merged: Any, layer: dict[str, Any], source: str) -> Any:
+    try:
+        return OmegaConf.merge(merged, layer)
+    except OmegaConfBaseException as error:
+        key = error.full_key or "?"
+        value = flatten(layer).get(key, layer.get(key))
+        node = OmegaConf.structured(Config)
+        allowed = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
+        kind = str(getattr(error, "ref_type", None) or _type_of(key))
+        words = next((text for name, text in allowed.items() if name in kind), "a value of another type")
+        del node
+        raise UsageError(f"{key}={value!r} ({source}) must be {words}") from None
+
+
+def _type_of(key: str) -> str:
+    schema: Any = Config
+    for part in key.split("."):
+        found = {item.name: item for item in fields(schema)}.get(part.split("[")[0])
+        if found is None:
+            return ""
+        if is_dataclass(found.default_factory):
+            schema = found.default_factory
+        else:
+            return str(found.type)
+    return ""
+
+
+def _check_values(config: Config) -> None:
+    """Values that no type can refuse."""
+    budget = {key: value for key, value in asdict(config.budget).items() if value is not None}
+    if len(budget) > 1:
+        raise UsageError(f"budget has {', '.join(budget)} set; it must be one of flops, steps, epochs, seconds")
+    for key, value in budget.items():
+        if not value > 0:
+            raise UsageError(f"budget.{key}={value} must be above 0")
+    positive = {
+        "trainer.batch_size": config.trainer.batch_size, "trainer.accumulate": config.trainer.accumulate,
+        "trainer.checks": config.trainer.checks, "optimizer.lr": config.optimizer.lr, "match.tolerance": config.match.tolerance,
+    }  # fmt: skip
+    for name, number in positive.items():
+        if not number > 0:
+            raise UsageError(f"{name}={number} must be above 0")
+    for name, number in {
+        "optimizer.weight_decay": config.optimizer.weight_decay, "optimizer.clip": config.optimizer.clip,
+        "workers": config.workers, "seed": config.seed,
+    }.items():  # fmt: skip
+        if not number >= 0:
+            raise UsageError(f"{name}={number} must be at least 0")
+    if not 0 <= config.optimizer.warmup < 1:
+        raise UsageError(f"optimizer.warmup={config.optimizer.warmup} must be at least 0 and below 1")
+    if config.trainer.devices != 1:
+        raise UsageError(f"trainer.devices={config.trainer.devices} must be 1: one run on several devices is not supported yet")
+    for name, value, allowed in (
+        ("trainer.precision", config.trainer.precision, PRECISIONS),
+        ("trainer.accelerator", config.trainer.accelerator, ("auto", "cpu", "gpu", "mps")),
+        ("optimizer.schedule", config.optimizer.schedule, SCHEDULES),
+        ("match.on", config.match.on, MATCHES),
+    ):
+        if value not in allowed:
+            raise unknown(name, value, allowed)
+    from routelab.backbones.contract import BACKBONES
+    from routelab.data.contract import DATA
+
+    for section, registry in (("data", DATA), ("backbone", BACKBONES)):
+        name = getattr(config, section).get("name")
+        if name not in registry:
+            raise unknown(f"{section}.name", name, registry.names())
+    known = {"count", "hidden", "kind", "bias"}
+    for key in config.experts:
+        if key not in known:
+            raise unknown("key", f"experts.{key}", [f"experts.{name}" for name in known])
+    for section, key in (("experts", "count"), ("experts", "hidden"), ("backbone", "hidden"), ("backbone", "moe_every")):
+        value = getattr(config, section).get(key)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise UsageError(f"{section}.{key}={value!r} must be a whole number of at least 1")
+    seed_list(config)
+
+
+def seed_list(config: Config) -> list[int]:
+    """The seeds of a comparison: a number n means 0 to n - 1."""
+    seeds = config.seeds
+    if isinstance(seeds, bool) or not isinstance(seeds, (int, list)):
+        raise UsageError(f"seeds={seeds!r} must be a number or a list of whole numbers")
+    if isinstance(seeds, int):
+        if seeds < 1:
+            raise UsageError(f"seeds={seeds} must be at least 1")
+        return list(range(seeds))
+    if not seeds or any(isinstance(seed, bool) or not isinstance(seed, int) or seed < 0 for seed in seeds):
+        raise UsageError(f"seeds={seeds!r} must be whole numbers of at least 0")
+    if len(set(seeds)) < len(seeds):
+        raise UsageError(f"seeds={seeds!r} names a seed twice; paired statistics would count it twice")
+    return list(seeds)
+
+
+@dataclass(frozen=True)
+class ArmChoice:
+    """One row of a comparison: its label, the arm's description, and the optimizer it is trained with."""
+
+    label: str
+    spec: ArmSpec
+    optimizer: Optimizer
+
+
+def arm_choices(config: Config, arms: Sequence[Any]) -> list[ArmChoice]:
+    """Expand `arms` (names, or mappings with options and grids) into one choice per row."""
+    if not arms:
+        raise UsageError("arms is empty; name at least one arm")
+    choices = [choice for item in arms for choice in _expand(config, item)]
+    labels = [choice.label for choice in choices]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise UsageError(f"two arms are labelled {label!r}; give one of them a label of its own")
+    _check_router_options(config, choices)
+    return choices
+
+
+def _expand(config: Config, item: Any) -> Iterator[ArmChoice]:
+    if isinstance(item, str):
+        item = {"name": item}
+    if not isinstance(item, Mapping) or "name" not in item:
+        raise UsageError(f"arm {item!r} must be a name, or keys and values with a `name`")
+    name = str(item["name"])
+    if name not in arm_names():
+        raise unknown("arm", name, arm_names())
+    options = {key: value for key, value in flatten(item).items() if key not in ("name", "label")}
+    grid = [key for key, value in options.items() if isinstance(value, list)]
+    for values in itertools.product(*(options[key] for key in grid)):
+        chosen = {**options, **dict(zip(grid, values, strict=True))}
+        label = str(item.get("label") or name)
+        if item.get("label"):
+            try:
+                label = label.format(name=name, **{key.replace(".", "_"): value for key, value in chosen.items()})
+            except (KeyError, IndexError, ValueError):
+                raise UsageError(f"label {item['label']!r} may use {{name}} and the arm's options: {', '.join(chosen)}") from None
+        elif grid:
+            label = "-".join([name, *(f"{key}={chosen[key]}" for key in grid)])
+        yield _choice(config, name, label, chosen)
+
+
+def _choice(config: Config, name: str, label: str, options: Mapping[str, Any]) -> ArmChoice:
+    backbone = {"hidden": None, "moe_every": 1, **config.backbone}
+    spec = ArmSpec(name, backbone, dict(config.experts), dict(config.router))
+    optimizer = asdict(config.optimizer)
+    for key, value in options.items():
+        section, _, rest = key.partition(".")
+        if section in ("backbone", "experts", "router") and rest:
+            if section == "router" and rest.startswith("loss_weights."):
+                weights = {**(spec.router.get("loss_weights") or {}), rest.partition(".")[2]: value}
+                spec = spec.with_value("router.loss_weights", weights)
+            else:
+                spec = spec.with_value(key, value)
+        elif section == "optimizer":
+            if rest not in optimizer:
+                raise unknown(f"option of arm {label!r}", key, [f"optimizer.{name}" for name in optimizer])
+            optimizer[rest] = value
+        elif "router" in arm_class(name).uses:
+            spec = spec.with_value(f"router.{key}", value)
+        else:
+            raise UsageError(f"arm {label!r} takes no option {key!r}; use backbone.*, experts.* or optimizer.*")
+    return ArmChoice(label, spec, Optimizer(**optimizer))
+
+
+def _check_router_options(config: Config, choices: Sequence[ArmChoice]) -> None:
+    """An option given for all routers goes to those that take it; one that none takes is an error."""
+    from baselines.routed import ARM_OPTIONS, LAYER_OPTIONS
+    from routers.registry import ROUTERS, option_names
+
+    routed = [choice for choice in choices if "router" in arm_class(choice.spec.name).uses]
+    for key in config.router:
+        takers = []
+        for choice in routed:
+            own = option_names(ROUTERS.get(choice.spec.name))
+            if own is None or key in own or key in LAYER_OPTIONS or key in ARM_OPTIONS:
+                takers.append(choice)
+            else:
+                del choice.spec.router[key]  # type: ignore[attr-defined]
+        if not takers:
+            allowed = {*LAYER_OPTIONS, *ARM_OPTIONS}
+            for choice in routed:
+                allowed.update(option_names(ROUTERS.get(choice.spec.name)) or [])
+            raise unknown("key", f"router.{key}", [f"router.{name}" for name in allowed])

@@ -1,0 +1,176 @@
+"""The loop: one run = data + arm + seed + budget, through one Trainer, to one record."""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from baselines.contract import Arm, ArmSpec, make_arm
+from routelab.data.contract import DataSet, load
+from routelab.training.config import ArmChoice, Budget, Config, Optimizer, TrainerOptions
+from routelab.training.module import Endless, NotFinite, Progress, Slices, TrainingModule
+from routelab.training.record import provenance
+from routers.errors import UsageError
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """Everything that decides a run's result, as plain data. label names the arm in tables and decides nothing."""
+
+    label: str
+    arm: ArmSpec
+    seed: int
+    data: dict[str, Any]
+    budget: Budget
+    optimizer: Optimizer
+    trainer: TrainerOptions
+    plugins: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, config: Config, choice: ArmChoice, seed: int) -> RunSpec:
+        """The run of one arm and seed under a configuration."""
+        return cls(
+            choice.label, choice.spec, seed, dict(config.data), config.budget, choice.optimizer, config.trainer, tuple(config.plugins)
+        )
+
+    def plain(self) -> dict[str, Any]:
+        """Nested dicts of plain values, without the label."""
+        value = asdict(self)
+        del value["label"]
+        return value
+
+
+@dataclass(frozen=True)
+class Run:
+    """What `train` returns: the record, and the trained arm."""
+
+    record: dict[str, Any]
+    arm: Arm | None
+
+
+def execute(spec: RunSpec, *, folder: Path | None = None, progress: Progress = lambda share: None, data: DataSet | None = None) -> Run:
+    """Train, test and record one run. A failure of the work itself is a record with status "failed", not an exception.
+
+    folder: where the trained weights are left as `weights.ckpt`, loadable with `torch.load(weights_only=True)`.
+    """
+    _quiet()
+    started = time.perf_counter()
+    data = load_data(spec) if data is None else data
+    record: dict[str, Any] = {
+        "status": "failed",
+        "error": None,
+        "arm": spec.label,
+        "seed": spec.seed,
+        "data": data.task.name,
+        "metric": data.task.metric,
+        "config": spec.plain(),
+        "provenance": {**provenance(), "data_digest": data.digest, "data_source": data.source},
+    }
+    arm = make_arm(spec.arm, data.task, spec.seed)
+    record |= {
+        "flops_per_example": arm.flops_per_example(),
+        "active_params": arm.active_params,
+        "total_params": arm.total_params,
+        "causal": arm.causal,
+        "batch_coupled": arm.batch_coupled,
+    }
+    module = TrainingModule(arm, data, spec.seed, spec.budget, spec.optimizer, spec.trainer, progress)
+    try:
+        if arm.fit_outside_loop:
+            _outside(arm, data, module)
+        else:
+            _inside(arm, data, module, spec, folder)
+        record["status"] = "ok"
+    except NotFinite as error:
+        record["error"] = f"{error}; try a smaller optimizer.lr"
+    except UsageError:
+        raise
+    except torch.OutOfMemoryError:
+        record["error"] = f"out of memory at step {module.step}; try a smaller trainer.batch_size with trainer.accumulate"
+    except (RuntimeError, ValueError, TypeError, AttributeError, ArithmeticError, LookupError) as error:
+        # A plugin's mistake must not take the other arms of a comparison with it.
+        record["error"] = f"{type(error).__name__} at step {module.step}: {str(error).splitlines()[0] if str(error) else ''}"
+    whole = module.whole_run.summary()
+    record |= {
+        "steps": module.step,
+        "validation": module.validation,
+        "test": module.test,
+        "flops_model": float(module.ledger.model),
+        "flops_executed": float(module.ledger.executed),
+        "flops_evaluation": float(module.ledger.evaluation),
+        "flops_per_example_measured": module.measured_forward,
+        "drop_rate": whole.get("drop_rate"),
+        "padding_share": whole.get("padding_share"),
+        "load_cv": getattr(module, "test_telemetry", {}).get("load_cv"),
+        "telemetry": getattr(module, "test_telemetry", module.telemetry),
+        "seconds": module._seconds,
+        "seconds_total": time.perf_counter() - started,
+        "curve": module.curve,
+    }
+    return Run(record, arm if record["status"] == "ok" else None)
+
+
+def load_data(spec: RunSpec) -> DataSet:
+    """The run's data set."""
+    return load(**spec.data)
+
+
+def _inside(arm: Arm, data: DataSet, module: TrainingModule, spec: RunSpec, folder: Path | None) -> None:
+    options = spec.trainer
+    trainer = pl.Trainer(
+        accelerator=options.accelerator,
+        devices=1,
+        precision=_precision(options),
+        max_epochs=-1,
+        # A check after every chunk: the module ends a chunk where a check is due.
+        val_check_interval=1,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+    if options.compile:
+        for part in arm.children():
+            part.compile()
+    trainer.fit(module, Endless(), Slices(len(data.validation)))
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    trainer.test(module, Slices(len(data.test)), verbose=False)
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        trainer.save_checkpoint(folder / "weights.ckpt", weights_only=True)
+
+
+def _outside(arm: Arm, data: DataSet, module: TrainingModule) -> None:
+    started = time.perf_counter()
+    arm.fit(data.train, data.validation)
+    module._seconds = time.perf_counter() - started
+    for name, split in (("validation", data.validation), ("test", data.test)):
+        sums = data.task.statistics(arm.predict(split).outputs, split.targets)
+        setattr(module, name, data.task.summary(sums))
+
+
+def _precision(options: TrainerOptions) -> Any:
+    if options.precision != "auto":
+        return options.precision
+    gpu = options.accelerator in ("auto", "gpu") and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    return "bf16-mixed" if gpu else "32-true"
+
+
+def _quiet() -> None:
+    """Lightning's banners and advice are about things that this loop does on purpose."""
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"pytorch_lightning|lightning")
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")

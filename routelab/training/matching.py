@@ -1,0 +1,95 @@
+"""Matching: size each arm so that what is compared costs the same (accounting.md §2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from baselines.contract import Arm, arm_class, make_arm
+from baselines.task import Task
+from routelab.training.config import ArmChoice, Match
+from routers.errors import UsageError
+
+_STEPS = (8, 4, 1)
+"""Widths are tried as multiples of 8, then 4, then 1: the grouped kernel wants strides of 16 bytes."""
+
+
+@dataclass(frozen=True)
+class Matched:
+    """An arm with its widths settled, and what it costs."""
+
+    choice: ArmChoice
+    flops_per_example: float | None
+    ratio: float | None
+    active_params: int
+    total_params: int
+    causal: bool
+
+
+def match_arms(choices: Sequence[ArmChoice], task: Task, match: Match) -> list[Matched]:
+    """Settle every arm's widths.
+
+    The reference is the arm labelled (or named) `match.reference`; if there is none, arms keep their sizes and ratios are
+    to the first arm.
+    """
+    built: dict[str, Arm] = {}
+    for choice in choices:
+        built[choice.label] = make_arm(choice.spec, task, 0, sizing=True)
+    reference = next((c for c in choices if match.reference in (c.label, c.spec.name)), None)
+    base = built[reference.label if reference else choices[0].label].flops_per_example()
+    results = []
+    for choice in choices:
+        settled, arm = choice, built[choice.label]
+        if match.on != "none" and reference is not None and choice is not reference and base is not None:
+            settled, arm = _fit(choice, arm, task, base, match.tolerance)
+        flops = arm.flops_per_example()
+        ratio = None if flops is None or base is None else flops / base
+        results.append(Matched(settled, flops, ratio, arm.active_params, arm.total_params, arm.causal))
+    return results
+
+
+def _fit(choice: ArmChoice, arm: Arm, task: Task, base: float, tolerance: float) -> tuple[ArmChoice, Arm]:
+    knobs = arm_class(choice.spec.name).knobs
+    free = [knob for knob in knobs if choice.spec.get(knob) is None]
+    now = arm.flops_per_example()
+    if now is None:
+        return choice, arm
+
+    def sized(width: int) -> Arm:
+        return make_arm(choice.spec.with_value(knobs[0], width), task, 0, sizing=True)
+
+    def off(flops: float | None) -> float:
+        return abs((flops or 0.0) / base - 1)
+
+    if not knobs or (not free and off(now) <= tolerance):
+        return choice, arm
+    exact = _width(sized, base)
+    if not free:
+        raise UsageError(
+            f"arm {choice.label!r}: {knobs[0]}={choice.spec.get(knobs[0])} gives {now / base:.3f} of the reference's FLOPs per "
+            f"example, more than match.tolerance={tolerance} away; the nearest size is {max(1, round(exact))}, or match.on=none"
+        )
+    best: tuple[float, int, Arm] | None = None
+    for step in _STEPS:
+        for width in {max(1, int(exact // step) * step), max(1, (int(exact // step) + 1) * step)}:
+            candidate = sized(width)
+            distance = off(candidate.flops_per_example())
+            if best is None or distance < best[0]:
+                best = (distance, width, candidate)
+        assert best is not None
+        # Half the tolerance: a rounder width is worth a little distance, not all of it.
+        if best[0] <= tolerance / 2:
+            break
+    assert best is not None
+    if best[0] > tolerance:
+        raise UsageError(
+            f"arm {choice.label!r} cannot be matched within match.tolerance={tolerance}: its nearest size, "
+            f"{knobs[0]}={best[1]}, costs {(best[2].flops_per_example() or 0) / base:.3f} of the reference"
+        )
+    return replace(choice, spec=choice.spec.with_value(knobs[0], best[1])), best[2]
+
+
+def _width(sized: Callable[[int], Arm], base: float) -> float:
+    """The real-valued width whose cost equals `base`: FLOPs are affine in a width."""
+    low, high = (sized(width).flops_per_example() or 0.0 for width in (8, 16))
+    return float(max(1.0, 8 + (base - low) * 8 / (high - low)))
