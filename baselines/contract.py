@@ -12,10 +12,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from baselines.registry import BASELINES
 from baselines.task import Batch, Task
 from routers.contract import Routing
 from routers.errors import UsageError, unknown
-from routers.registry import ROUTERS, Registry
+from routers.registry import ROUTERS
 
 
 @dataclass(frozen=True)
@@ -157,9 +158,6 @@ class Arm(nn.Module):
     def fit(self, train: Batch, validation: Batch) -> None:
         """Train in one call, for arms that do so outside the loop."""
         raise NotImplementedError(f"{type(self).__name__} must define fit(train, validation)")
-
-
-BASELINES: Registry[type[Arm]] = Registry("arm", "routelab.baselines", {"dense": "baselines.dense:Dense"})
 
 
 def register_baseline(name: str) -> Callable[[Any], Any]:

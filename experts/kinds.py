@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from experts.registry import KINDS
 from routers.contract import truncated_normal_
 from routers.cost import Cost
-from routers.registry import Registry
 
 
 @dataclass(frozen=True)
@@ -41,13 +41,6 @@ GELU = Kind(F.gelu)
 """gelu(x up) down, exact (Hendrycks 2016)."""
 SWIGLU = Kind(F.silu, gated=True)
 """(silu(x gate) * (x up)) down (Shazeer 2020)."""
-
-KINDS: Registry[Kind] = Registry(
-    "expert kind",
-    "routelab.experts",
-    {"gelu": "experts.kinds:GELU", "relu": "experts.kinds:RELU", "swiglu": "experts.kinds:SWIGLU"},
-)
-
 
 def register_expert(name: str) -> Callable[[Kind], Kind]:
     """Make a `Kind` known as `name`: `register_expert("mine")(Kind(torch.tanh))`."""

@@ -97,7 +97,7 @@ class Registry(Generic[T]):
     def source(self, name: str) -> Path | None:
         """The file that defines the name, if there is one."""
         entry = self._entry(name)
-        if entry.value is not None:
+        if entry.value is not None and entry.origin != "built in":
             try:
                 return Path(inspect.getfile(entry.value))
             except (TypeError, OSError):
@@ -108,7 +108,7 @@ class Registry(Generic[T]):
     def summary(self, name: str) -> str:
         """The first line of the docstring, read without importing the module."""
         entry = self._entry(name)
-        if entry.value is not None:
+        if entry.value is not None and entry.origin != "built in":
             text = inspect.getdoc(entry.value) or ""
         else:
             try:
@@ -116,9 +116,7 @@ class Registry(Generic[T]):
                 tree = ast.parse(path.read_text(encoding="utf-8")) if path else ast.Module([], [])
             except (OSError, SyntaxError, ImportError):
                 return ""
-            attribute = entry.target.partition(":")[2]
-            found = [n for n in tree.body if isinstance(n, (ast.ClassDef, ast.FunctionDef)) and n.name == attribute]
-            text = (ast.get_docstring(found[0]) if found else None) or ""
+            text = _docstring(tree, entry.target.partition(":")[2])
         return text.strip().split("\n")[0]
 
     def _entry(self, name: str) -> Entry:
@@ -147,6 +145,17 @@ class Registry(Generic[T]):
                 self._add(Entry(point.name, origin, point.value))
             except UsageError as error:
                 warnings.warn(str(error), stacklevel=2)
+
+
+def _docstring(tree: ast.Module, name: str) -> str:
+    """The docstring of a class or function, or the string that follows the assignment of a constant."""
+    for here, after in zip(tree.body, [*tree.body[1:], None], strict=True):
+        if isinstance(here, (ast.ClassDef, ast.FunctionDef)) and here.name == name:
+            return ast.get_docstring(here) or ""
+        named = isinstance(here, ast.Assign) and any(isinstance(t, ast.Name) and t.id == name for t in here.targets)
+        if named and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
+            return str(after.value.value)
+    return ""
 
 
 def load_plugin(spec: str) -> None:

@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from routelab.backbones.registry import BACKBONES
 from routers.contract import Routing
 from routers.cost import Cost
-from routers.registry import Registry
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,6 @@ class Backbone(nn.Module):
     def recomputed(self, examples: int) -> float:
         """FLOPs that a training step runs a second time (a fused attention's backward, checkpointing)."""
         return 0.0
-
-
-BACKBONES: Registry[type[Backbone]] = Registry("backbone", "routelab.backbones", {"vit": "routelab.backbones.vit:ViT"})
 
 
 def register_backbone(name: str) -> Callable[[Any], Any]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-NOTHING = "–"
+NOTHING = "\u2013"
 """What stands where there is no value."""
 
 _INK = "#010203"
@@ -117,7 +117,7 @@ def short(value: object, digits: int = 3) -> str:
     return f"{mantissa.rstrip('0').rstrip('.') if '.' in mantissa else mantissa}e{int(exponent)}"
 
 
-def _style() -> dict[str, Any]:
+def _style() -> Any:  # The keys are typed one by one from matplotlib 3.11 on, and were text before.
     ink = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "grid.color")
     return {
         **dict.fromkeys(ink, _INK),
@@ -172,7 +172,7 @@ def _mean_line(lines: Sequence[tuple[list[float], list[float]]]) -> tuple[list[f
 def _row(label: str, arm: Mapping[str, Any]) -> dict[str, Any]:
     causal = arm.get("causal")
     ratio = short(arm.get("flops_ratio"))
-    costs = [short(arm.get("flops_per_example")), ratio if ratio == NOTHING else f"{ratio}×"]
+    costs = [short(arm.get("flops_per_example")), ratio if ratio == NOTHING else f"{ratio}\u00d7"]
     costs += [short(arm.get(key)) for key in ("active_params", "total_params", "flops_model", "flops_executed", "seconds")]
     costs += [_percent(arm.get("drop_rate")), short(arm.get("load_cv"))]
     costs.append({True: "yes", False: "no", None: NOTHING}.get(causal, str(causal)))
@@ -276,4 +276,10 @@ def _plain(value: Any) -> Any:
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
-    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+    if value is None or isinstance(value, bool):
+        return value
+    # Subclasses (numpy's floats, enumerations) are unknown to YAML.
+    for kind in (int, float):
+        if isinstance(value, kind):
+            return kind(value)
+    return str(value)

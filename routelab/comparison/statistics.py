@@ -107,7 +107,8 @@ def detectable_difference(differences: Sequence[float], power: float = 0.8, alph
     critical = float(stats.t.ppf(1 - alpha / 2, df))
 
     def shortfall(shift: float) -> float:
-        return float(stats.nct.sf(critical, df, shift) + stats.nct.cdf(-critical, df, shift)) - power
+        # The square of a noncentral t: both tails at once, where scipy's far tail of the t itself is NaN.
+        return float(stats.ncf.sf(critical**2, 1, df, shift**2)) - power
 
     upper = critical + float(stats.t.ppf(power, df))
     while shortfall(upper) < 0:

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from baselines.task import Batch, Task
 from experts.initialisation import key
+from routelab.data.registry import DATA
 from routers.errors import UsageError, unknown
-from routers.registry import Registry, option_names
+from routers.registry import option_names
 
 
 @dataclass(frozen=True)
@@ -35,13 +36,6 @@ class DataSet:
                 found.update(f"{tuple(tensor.shape)}{tensor.dtype}".encode())
                 found.update(tensor.contiguous().numpy().tobytes())
         return found.hexdigest()[:16]
-
-
-DATA: Registry[Callable[..., DataSet]] = Registry(
-    "data set",
-    "routelab.data",
-    {"digits": "routelab.data.digits:digits", "mnist5k": "routelab.data.mnist5k:mnist5k"},
-)
 
 
 def register_data(name: str) -> Callable[[Any], Any]:

@@ -77,8 +77,8 @@ def _fit(choice: ArmChoice, arm: Arm, task: Task, base: float, tolerance: float)
             if best is None or distance < best[0]:
                 best = (distance, width, candidate)
         assert best is not None
-        # Half the tolerance: a rounder width is worth a little distance, not all of it.
-        if best[0] <= tolerance / 2:
+        # A rounder width is worth a little distance, not all of the tolerance.
+        if best[0] <= 0.8 * tolerance:
             break
     assert best is not None
     if best[0] > tolerance:

@@ -1,0 +1,12 @@
+"""The table of baselines, free of heavy imports so that names can be listed at once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from routers.registry import Registry
+
+if TYPE_CHECKING:
+    from baselines.contract import Arm
+
+BASELINES: Registry[type[Arm]] = Registry("arm", "routelab.baselines", {"dense": "baselines.dense:Dense"})

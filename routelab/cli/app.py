@@ -1,0 +1,161 @@
+"""The command line. Nothing heavy is imported before a command needs it."""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from routers.errors import UsageError
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
+    help="A laboratory for routing strategies: what a router buys per FLOP, with intervals.\n\nExample: routelab compare data=digits seeds=3",
+)  # fmt: skip
+
+Words = Annotated[list[str] | None, typer.Argument(metavar="[CONFIG] [KEY=VALUE]...", help="A YAML file, then key=value words.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+ShowConfig = Annotated[bool, typer.Option("--print-config", help="Show the resolved configuration and where each value came from.")]
+
+_plugins: list[str] = []
+
+
+@app.callback()
+def root(
+    plugin: Annotated[list[str] | None, typer.Option(help="A .py file or a module with routers of your own; may be repeated.")] = None,
+) -> None:
+    """Options that stand before the command."""
+    _plugins[:] = plugin or []
+    from routers.registry import load_plugin
+
+    for spec in _plugins:
+        load_plugin(spec)
+
+
+def _resolve(words: list[str] | None) -> Any:
+    from routelab.training.config import resolve
+
+    words = list(words or [])
+    path = words.pop(0) if words and "=" not in words[0] else None
+    for word in words:
+        if "=" not in word:
+            raise UsageError(f"argument {word!r} is not key=value; a configuration file comes first")
+    if _plugins:
+        import os
+
+        spelled = [os.path.abspath(name) if name.endswith(".py") else name for name in _plugins]
+        words.append(f"plugins=[{','.join(spelled)}]")
+    return resolve(path, words) if path else resolve(words)
+
+
+@app.command(name="compare")
+def compare_command(words: Words = None, as_json: AsJson = False, print_config: ShowConfig = False) -> None:
+    """Compare several arms over paired seeds at matched FLOPs: table, verdicts, MLflow runs, report.
+
+    Example: routelab compare data=mnist5k seeds=3 'arms=[dense,switch,soft]'
+    """
+    from routelab.cli import screen
+
+    resolved = _resolve(words)
+    if print_config:
+        typer.echo(resolved.describe())
+        return
+    done = screen.compare(resolved, quiet=as_json)
+    if as_json:
+        typer.echo(json.dumps(done.summary))
+    raise typer.Exit(1 if done.failed else 0)
+
+
+@app.command(name="train")
+def train_command(words: Words = None, as_json: AsJson = False, print_config: ShowConfig = False) -> None:
+    """Train one arm with one seed.
+
+    Example: routelab train arm=top2 data=digits seed=1 budget.steps=500
+    """
+    from routelab.cli import screen
+
+    resolved = _resolve(words)
+    if print_config:
+        typer.echo(resolved.describe())
+        return
+    run = screen.train(resolved, quiet=as_json)
+    if as_json:
+        from routelab.training.record import _plain
+
+        typer.echo(json.dumps(_plain({key: value for key, value in run.record.items() if key != "curve"})))
+    raise typer.Exit(0 if run.record["status"] == "ok" else 1)
+
+
+@app.command(name="list")
+def list_command(
+    kind: Annotated[str | None, typer.Argument(metavar="[routers|experts|backbones|baselines|data]")] = None, as_json: AsJson = False
+) -> None:
+    """List what is registered, with its origin.
+
+    Example: routelab list routers
+    """
+    from routelab.cli import screen
+
+    screen.listing(kind, as_json)
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Say what this machine has, and what would go wrong.
+
+    Example: routelab doctor
+    """
+    from routelab.cli.doctor import examine
+
+    raise typer.Exit(examine(as_json))
+
+
+@app.command()
+def ui(
+    uri: Annotated[str, typer.Option(help="The tracking store.")] = "sqlite:///results/mlflow.db",
+    port: Annotated[int, typer.Option(help="The port on 127.0.0.1.")] = 5000,
+) -> None:
+    """Serve the MLflow UI on 127.0.0.1 over the tracking store.
+
+    Example: routelab ui --port 5001
+    """
+    from routelab.cli import screen
+
+    raise typer.Exit(screen.serve(uri, port))
+
+
+def main() -> None:
+    """Entry point: exit code 0 fine, 1 the work failed, 2 the call was wrong."""
+    sys.exit(guarded(lambda: app(standalone_mode=False)))
+
+
+def guarded(call: Callable[[], Any]) -> int:
+    """Run a command; errors become one sentence and an exit code."""
+    import click
+
+    warnings.simplefilter("ignore")
+    warnings.filterwarnings("always", message=".*is defined twice.*")
+    try:
+        code = call()
+    except UsageError as error:
+        return _say(str(error), 2)
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except click.ClickException as error:
+        return _say(error.format_message(), 2)
+    except (KeyboardInterrupt, click.exceptions.Abort):
+        return _say("interrupted; the same command goes on where this one stopped, finished runs are kept", 130)
+    except BrokenPipeError:
+        return 1
+    except OSError as error:
+        return _say(f"{error.filename or 'the system'}: {error.strerror or error}", 1)
+    return code if isinstance(code, int) else 0
+
+
+def _say(text: str, code: int) -> int:
+    typer.echo(f"routelab: {text}" if code == 130 else f"Error: {text}", err=True)
+    return code

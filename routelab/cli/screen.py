@@ -1,0 +1,192 @@
+"""What commands show on a terminal: progress, tables, paths."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from routers.errors import UsageError, unknown
+
+
+def console(quiet: bool = False) -> Console:
+    """A console that never cuts text when its output is not a terminal."""
+    plain = Console(quiet=quiet, highlight=False, markup=False, soft_wrap=False)
+    return plain if plain.is_terminal else Console(quiet=quiet, highlight=False, markup=False, width=220)
+
+
+@contextlib.contextmanager
+def watching(out: Console) -> Iterator[Any]:
+    """A progress bar on a terminal; elsewhere a line at least every ten seconds."""
+    if out.is_terminal and not out.quiet:
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:3.0f}%"), TimeElapsedColumn())
+        with Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=out) as bar:
+            task = bar.add_task("training", total=1.0)
+
+            def show(done: int, total: int, share: float) -> None:
+                bar.update(task, completed=share, description=f"{done}/{total} runs")
+
+            yield show
+        return
+    started = said = time.monotonic()
+
+    def tell(done: int, total: int, share: float) -> None:
+        nonlocal said
+        now = time.monotonic()
+        if now - said > 10 and share > 0:
+            said = now
+            out.print(f"{done}/{total} runs, {share:.0%} of the work, about {(now - started) * (1 - share) / share:.0f} s left")
+
+    yield tell
+
+
+def compare(resolved: Any, quiet: bool = False) -> Any:
+    """Run a comparison and print what it found."""
+    out = console(quiet)
+    from routelab.comparison.compare import carry_out, plan
+
+    ready = plan(resolved)
+    arms, seeds = len(ready.matched), len(ready.jobs) // len(ready.matched)
+    out.print(f"{resolved.name}: {arms} arms x {seeds} seeds on {resolved.config.data['name']}")
+    with watching(out) as show:
+        done = carry_out(ready, show)
+    if done.reused:
+        out.print(f"{done.reused} of {len(done.records)} runs were already there and were not trained again")
+    out.print(table(done.summary))
+    out.print(done.summary["sentence"])
+    for label, arm in done.summary["arms"].items():
+        if label != done.summary["reference"]:
+            out.print(f"  {label}: {arm['verdict']}")
+    out.print(done.summary["caveat"])
+    for record in done.failed:
+        out.print(f"FAILED {record['arm']} seed {record['seed']}: {record['error']}")
+    for problem in done.problems:
+        out.print(f"tracking: {problem}")
+    out.print(f"Report: {done.output / 'report.html'}   Table: {done.output / 'results.csv'}")
+    uri = resolved.config.tracking.uri
+    out.print(f"MLflow: {uri}, experiment {resolved.experiment!r} (routelab ui --uri {uri})")
+    return done
+
+
+def table(summary: dict[str, Any]) -> Table:
+    """Paired means with intervals, and the triad of FLOPs, active and total parameters."""
+    metric = summary["metric"]
+    out = Table(title=None, header_style="")
+    for name in ("arm", "test loss", metric, "loss vs " + str(summary["reference"]), "FLOPs/ex", "ratio", "train GFLOPs",
+                 "executed", "active", "total", "s", "dropped", "load CV"):  # fmt: skip
+        out.add_column(name, justify="left" if name == "arm" else "right", no_wrap=True)
+    for label, arm in summary["arms"].items():
+        mark = "" if arm["n"] and not arm["failed"] else f" ({arm['failed']} failed)"
+        out.add_row(
+            label + mark, _mean(arm["loss"]), _mean(arm["metric"]), _change(arm["difference"]), _count(arm["flops_per_example"]),
+            _number(arm["flops_ratio"], ".3f"), _number(arm["flops_model"], ".1f", 1e9), _number(arm["flops_executed"], ".1f", 1e9),
+            _count(arm["active_params"]), _count(arm["total_params"]), _number(arm["seconds"], ".1f"),
+            _number(arm["drop_rate"], ".1%"), _number(arm["load_cv"], ".2f"),
+        )  # fmt: skip
+    return out
+
+
+def _mean(value: dict[str, Any] | None) -> str:
+    if value is None:
+        return "-"
+    half = value["high"] - value["mean"]
+    return f"{value['mean']:.4f}" + (f" ±{half:.4f}" if math.isfinite(half) else "")
+
+
+def _change(value: dict[str, Any] | None) -> str:
+    if value is None:
+        return "-"
+    low, mean, high = (math.expm1(value[part]) * 100 for part in ("low", "mean", "high"))
+    return f"{mean:+.1f}% [{low:+.1f}, {high:+.1f}]" if math.isfinite(low) else f"{mean:+.1f}%"
+
+
+def _number(value: float | None, form: str, unit: float = 1.0) -> str:
+    return "-" if value is None else format(value / unit, form)
+
+
+def _count(value: float | None) -> str:
+    if value is None:
+        return "n/a"
+    for unit, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= unit:
+            return f"{value / unit:.3g}{letter}"
+    return f"{value:.0f}"
+
+
+def train(resolved: Any, quiet: bool = False) -> Any:
+    """Train one run and print its result."""
+    out = console(quiet)
+    from routelab.comparison.single import train as run_one
+
+    with watching(out) as show:
+        run = run_one(resolved, watch=lambda share: show(0, 1, share))
+    record = run.record
+    if record["status"] != "ok":
+        out.print(f"FAILED {record['arm']} seed {record['seed']}: {record['error']}")
+        return run
+    quality = ", ".join(f"test {name} {value:.4f}" for name, value in record["test"].items())
+    out.print(f"{record['arm']} on {record['data']}, seed {record['seed']}: {quality}")
+    out.print(
+        f"{record['steps']} steps, {record['flops_model'] / 1e9:.1f} GFLOPs model, {record['flops_executed'] / 1e9:.1f} executed, "
+        f"{_count(record['flops_per_example'])} per example, {_count(record['active_params'])} active of "
+        f"{_count(record['total_params'])} parameters, {record['seconds']:.1f} s"
+    )
+    for problem in record["problems"]:
+        out.print(f"tracking: {problem}")
+    out.print(f"Record and weights: {record['folder']}")
+    return run
+
+
+def listing(kind: str | None, as_json: bool) -> None:
+    """`routelab list`: names, origins and first lines, without importing what they name."""
+    from baselines.registry import BASELINES
+    from experts.registry import KINDS
+    from routelab.backbones.registry import BACKBONES
+    from routelab.data.registry import DATA
+    from routers.registry import ROUTERS
+
+    kinds = {"routers": ROUTERS, "experts": KINDS, "backbones": BACKBONES, "baselines": BASELINES, "data": DATA}
+    if kind is not None and kind not in kinds:
+        raise unknown("kind", kind, kinds)
+    rows = [
+        {"name": name, "kind": title, "origin": registry.origin(name), "summary": registry.summary(name)}
+        for title, registry in kinds.items()
+        if kind in (None, title)
+        for name in registry.names()
+    ]
+    if as_json:
+        print(json.dumps(rows))
+        return
+    out = console()
+    view = Table(header_style="")
+    for column in ("kind", "name", "origin", "summary"):
+        view.add_column(column, no_wrap=column == "name", overflow="fold")
+    for row in rows:
+        view.add_row(*(row[column] for column in ("kind", "name", "origin", "summary")))
+    out.print(view)
+
+
+def serve(uri: str, port: int) -> int:
+    """Run the MLflow UI until Ctrl-C."""
+    from routelab.training.tracking import ui_command
+
+    if not 1 <= port <= 65535:
+        raise UsageError(f"--port {port} must be between 1 and 65535")
+    path = uri.removeprefix("sqlite:///")
+    if path != uri and not os.path.exists(path):
+        raise UsageError(f"--uri {uri!r}: there is no such store yet; run routelab compare first")
+    command, environment = ui_command(uri, port)
+    console().print(f"MLflow UI over {uri} on http://127.0.0.1:{port} (Ctrl-C ends it; it takes about ten seconds to start)")
+    try:
+        return subprocess.run(command, env={**os.environ, **environment}, check=False).returncode
+    except KeyboardInterrupt:
+        return 0

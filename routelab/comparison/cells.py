@@ -1,0 +1,67 @@
+"""Cells: one arm and seed of a comparison, addressed by everything that decides its result, and kept for ever."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+from baselines.contract import BASELINES
+from experts.kinds import KINDS
+from routelab.backbones.contract import BACKBONES
+from routelab.data.contract import DATA
+from routelab.training.loop import RunSpec
+from routelab.training.record import read_json
+from routers.registry import ROUTERS, Registry
+
+REGISTRIES: tuple[Registry[Any], ...] = (ROUTERS, KINDS, BACKBONES, BASELINES, DATA)
+_CODE = ("routers", "experts", "baselines", "routelab/backbones", "routelab/data", "routelab/training")
+_NO_EFFECT = ("tracking.py", "record.py", "config.py", "registry.py")
+
+
+def cell_key(spec: RunSpec, digest: str) -> str:
+    """The address of a run: its specification, the data's digest, and the code that it runs.
+
+    Code means the training path without the files of registered families, plus the families this run uses: editing or
+    adding one router leaves the cells of the others valid.
+    """
+    used = {
+        ROUTERS: spec.arm.name, BASELINES: spec.arm.name, KINDS: spec.arm.experts.get("kind", "gelu"),
+        BACKBONES: spec.arm.backbone.get("name", "vit"), DATA: spec.data["name"],
+    }  # fmt: skip
+    families = [registry.source(name) for registry, name in used.items() if name in registry]
+    plain = spec.plain()
+    # Plugins are in the code already; where they lie decides nothing.
+    del plain["plugins"]
+    content = json.dumps([plain, digest, _core(), [_hash(path) for path in families if path]], sort_keys=True, default=str)
+    return hashlib.sha256(content.encode()).hexdigest()[:20]
+
+
+@functools.cache
+def _core() -> str:
+    root = Path(inspect.getfile(RunSpec)).resolve().parents[2]
+    families = {registry.source(name) for registry in REGISTRIES for name in registry.names()}
+    # Contracts that define a registered object themselves (expert kinds) are core as well.
+    files = [path for folder in _CODE for path in sorted((root / folder).rglob("*.py"))]
+    core = [path for path in files if path.name not in _NO_EFFECT and (path not in families or path.parent.name == "experts")]
+    return hashlib.sha256("".join(_hash(path) for path in core).encode()).hexdigest()
+
+
+def _hash(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def cell_folder(output: Path, key: str) -> Path:
+    """Where a cell lies: beside the comparisons, shared by them."""
+    return output.parent / "cells" / key
+
+
+def finished(output: Path, key: str) -> dict[str, Any] | None:
+    """The record of a cell that has succeeded, or None (failed cells are tried again, damaged ones trained again)."""
+    record = read_json(cell_folder(output, key) / "record.json")
+    if record is None or record.get("status") != "ok" or not record.get("test"):
+        return None
+    return record

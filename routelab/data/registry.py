@@ -1,0 +1,15 @@
+"""The table of data sets, free of heavy imports so that names can be listed at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from routers.registry import Registry
+
+if TYPE_CHECKING:
+    from routelab.data.contract import DataSet
+
+DATA: Registry[Callable[..., DataSet]] = Registry(
+    "data set", "routelab.data", {"digits": "routelab.data.digits:digits", "mnist5k": "routelab.data.mnist5k:mnist5k"}
+)

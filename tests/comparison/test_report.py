@@ -1,0 +1,201 @@
+"""The report: everything in it, nothing of it from elsewhere."""
+
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from routelab.comparison.report import loss_figure, short, write_report
+
+ARMS = ("dense", "switch-cf{1.0}", "_soft$x$", '<script>alert("1")</script>')
+EVIL = "<img src=x onerror=alert(1)> & more"
+
+
+def record(arm: str, seed: int, status: str = "ok") -> dict[str, Any]:
+    scale = 1 + ARMS.index(arm) + 0.05 * seed
+    found: dict[str, Any] = {
+        "status": status,
+        "error": None,
+        "arm": arm,
+        "seed": seed,
+        "data": "digits",
+        "metric": "accuracy",
+        "config": {"data": {"name": "digits"}, "arm": arm, "note": EVIL, "lr": [0.1, 0.2], "path": Path("/x")},
+        "provenance": {
+            "versions": {"torch": "2.13.0", "routelab": "0.1.0"},
+            "git_revision": "abc123",
+            "git_diff": "+ <b>changed</b>",
+            "data_digest": "sha256:feed",
+            "cell": f"{arm}-{seed}",
+            "python": "3.11.9",
+            "command": "routelab compare data=digits",
+        },
+    }
+    if status == "failed":
+        return {**found, "error": EVIL, "test": None, "curve": None}
+    curve = [{"step": i, "flops": 2e6 * 3**i, "val/loss": scale / (i + 1) if i else None} for i in range(8)]
+    return {**found, "test": {"loss": scale, "accuracy": 0.9}, "curve": [*curve, {"step": 8, "flops": 1e10}]}
+
+
+def summary() -> dict[str, Any]:
+    interval = {"mean": 0.31234, "low": 0.2512, "high": 0.3798, "n": 3}
+    arms = {
+        arm: {
+            "n": 3,
+            "failed": index % 2,
+            "loss": interval,
+            "metric": {"mean": 0.9, "low": math.nan, "high": math.nan, "n": 1},
+            "difference": None if index == 0 else {"mean": -0.02, "low": -0.05, "high": 0.01, "n": 3},
+            "p_sign_flip": 0.25,
+            "verdict": "no difference shown",
+            "flops_per_example": 1234567,
+            "flops_ratio": 1.25,
+            "active_params": 10000,
+            "total_params": 80000,
+            "flops_model": 1.5e12,
+            "flops_executed": 1.7e12,
+            "seconds": 12.5,
+            "drop_rate": None,
+            "load_cv": 0.2,
+            "causal": bool(index),
+        }
+        for index, arm in enumerate(ARMS)
+    }
+    return {
+        "name": EVIL,
+        "data": "digits",
+        "metric": "accuracy",
+        "reference": "dense",
+        "seeds": [0, 1, 2],
+        "sentence": f"No arm differs from dense. {EVIL}",
+        "caveat": "Three seeds cannot reach p below .25.",
+        "arms": arms,
+    }
+
+
+def records() -> list[dict[str, Any]]:
+    return [record(arm, seed) for arm in ARMS for seed in range(2)] + [record("dense", 2, "failed")]
+
+
+class Page(HTMLParser):
+    """Collects the elements, their addresses, and the text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.addresses: list[str] = []
+        self.words: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.addresses += [value or "" for name, value in attrs if name in ("href", "src", "xlink:href", "action")]
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+@pytest.fixture(scope="module")
+def html(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("report") / "new" / "report.html"
+    write_report(path, summary(), records())
+    assert [entry.name for entry in path.parent.iterdir()] == ["report.html"]
+    return path.read_text(encoding="utf-8")
+
+
+def parsed(html: str) -> Page:
+    page = Page()
+    page.feed(html)
+    return page
+
+
+def test_text_is_escaped(html: str) -> None:
+    page = parsed(html)
+    assert "script" not in page.tags
+    assert "img" not in page.tags
+    assert "b" not in page.tags
+    assert EVIL in "".join(page.words)
+
+
+def test_every_arm_stands_in_the_table_and_in_the_figure(html: str) -> None:
+    page = parsed(html)
+    for arm in ARMS:
+        assert page.words.count(arm) >= 2  # The row and the legend.
+    assert page.tags.count("svg") == 1
+    words = "".join(page.words)
+    for expected in (
+        "0.31",
+        "[0.25, 0.38]",
+        "-0.020",
+        "[-0.050, +0.010]",
+        "1.25\u00d7",
+        "1.23e6",
+        "1.5e12",
+        "no difference shown",
+    ):
+        assert expected in words
+    assert "nan" not in "".join(page.words).lower().split()
+
+
+def test_no_address_outside_the_page(html: str) -> None:
+    assert all(address.startswith("#") for address in parsed(html).addresses)
+    assert not re.findall(r"https?://|url\((?!#)|@import|//[a-z0-9]+\.", html)
+
+
+def test_provenance_failures_and_both_themes(html: str) -> None:
+    words = "".join(parsed(html).words)
+    for expected in (
+        "torch 2.13.0",
+        "abc123 with uncommitted changes",
+        "sha256:feed",
+        "routelab compare data=digits",
+        "name: digits",
+    ):
+        assert expected in words
+    assert "Failed cells" in words
+    assert "prefers-color-scheme: dark" in html
+    assert "viewport" in html
+    assert "currentColor" in html
+    assert "#010203" not in html
+
+
+def test_figures_can_be_left_out_and_values_may_be_missing(tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    write_report(path, summary(), records(), figures=False)
+    assert "<svg" not in path.read_text(encoding="utf-8")
+    bare = {"name": "x", "data": "d", "metric": "r2", "reference": None, "seeds": [], "sentence": "", "arms": {"a": {}}}
+    write_report(path, bare, [{"status": "failed", "arm": "a", "seed": 0}])
+    words = "".join(parsed(path.read_text(encoding="utf-8")).words)
+    assert "No run recorded a validation curve" in words
+    assert "no reason was recorded" in words
+    assert loss_figure([]) is None
+
+
+def test_the_mean_line_covers_only_what_all_seeds_share() -> None:
+    points = [(1e6, 2.0), (2e6, 1.0), (4e6, 0.5)]
+    curves = [[{"flops": x, "val/loss": y} for x, y in points[:2]], [{"flops": x, "val/loss": y + 1} for x, y in points]]
+    figure = loss_figure([{"status": "ok", "arm": "a", "seed": i, "curve": curve} for i, curve in enumerate(curves)])
+    assert figure is not None
+    mean = next(line for line in figure.axes[0].get_lines() if line.get_label() == "a")
+    assert list(mean.get_xdata()) == [1e6, 2e6]
+    assert list(mean.get_ydata()) == [2.5, 1.5]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0"),
+        (None, "\u2013"),
+        (math.nan, "\u2013"),
+        (1.0, "1"),
+        (0.25, "0.25"),
+        (12.345, "12.3"),
+        (40000, "40000"),
+        (1.2e9, "1.2e9"),
+        (1e-5, "1e-5"),
+    ],
+)
+def test_short_numbers(value: object, text: str) -> None:
+    assert short(value) == text

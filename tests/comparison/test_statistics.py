@@ -1,0 +1,114 @@
+"""Intervals and tests against hand values, simulation, and scipy."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from routelab.comparison.statistics import (
+    detectable_difference,
+    holm,
+    mean_interval,
+    paired_interval,
+    sign_flip_p,
+    smallest_sign_flip_p,
+)
+
+
+def test_mean_interval_by_hand() -> None:
+    # sd of 1, 2, 3 is 1; t(0.975, 2) = 4.302653.
+    found = mean_interval([1.0, 2.0, 3.0])
+    assert found.mean == 2.0
+    assert found.n == 3
+    assert found.high - 2.0 == pytest.approx(4.302653 / math.sqrt(3), rel=1e-6)
+    assert 2.0 - found.low == pytest.approx(found.high - 2.0)
+    assert found.as_dict() == {"mean": found.mean, "low": found.low, "high": found.high, "n": 3}
+
+
+def test_mean_interval_of_one_none_and_not_finite() -> None:
+    one = mean_interval([0.5])
+    assert one.mean == 0.5
+    assert one.n == 1
+    assert math.isnan(one.low)
+    assert math.isnan(one.high)
+    none = mean_interval([])
+    assert none.n == 0
+    assert math.isnan(none.mean)
+    assert math.isnan(mean_interval([1.0, math.inf]).mean)
+    with pytest.raises(ValueError, match="confidence"):
+        mean_interval([1.0], confidence=95)
+
+
+@pytest.mark.parametrize("n", [3, 8])
+def test_t_interval_covers_95_percent(n: int) -> None:
+    rng = np.random.default_rng(n)
+    trials = 3000
+    hits = 0
+    for sample in rng.normal(1.5, 0.3, size=(trials, n)):
+        found = mean_interval(sample.tolist())
+        hits += found.low <= 1.5 <= found.high
+    assert abs(hits / trials - 0.95) < 4 * math.sqrt(0.95 * 0.05 / trials)
+
+
+def test_paired_interval_removes_what_seeds_share() -> None:
+    a, b = [1.0, 5.0, 9.0], [0.5, 4.4, 8.6]
+    found = paired_interval(a, b)
+    assert found.mean == pytest.approx(0.5)
+    reference = stats.ttest_rel(a, b).confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx((reference.low, reference.high))
+    with pytest.raises(ValueError, match="equally many"):
+        paired_interval([1.0], [1.0, 2.0])
+
+
+@pytest.mark.parametrize(("n", "smallest"), [(3, 0.25), (5, 0.0625), (6, 0.03125), (8, 0.0078125)])
+def test_sign_flip_minimum(n: int, smallest: float) -> None:
+    assert smallest_sign_flip_p(n) == smallest
+    assert sign_flip_p([0.1] * n) == smallest
+    assert sign_flip_p([-0.1 * (i + 1) for i in range(n)]) == smallest
+
+
+def test_sign_flip_by_hand() -> None:
+    # The eight sums of +-1 +-2 +-3 are +-6 +-4 +-2 0 0: at least |1 + 2 - 3| = 0 all, at least |-1 + 2 + 3| = 4 four.
+    assert sign_flip_p([1, 2, -3]) == 1.0
+    assert sign_flip_p([-1, 2, 3]) == 0.5
+    assert sign_flip_p([0.0, 0.0]) == 1.0
+    assert sign_flip_p([0.1, 0.2, -0.3]) == 1.0
+    assert math.isnan(sign_flip_p([]))
+
+
+def test_sign_flip_beyond_enumeration_agrees_with_the_t_test() -> None:
+    d = np.random.default_rng(3).normal(0.3, 1.0, size=40)
+    assert sign_flip_p(d.tolist()) == pytest.approx(stats.ttest_1samp(d, 0).pvalue, abs=0.01)
+    assert sign_flip_p(d.tolist()) == sign_flip_p(d.tolist())
+    assert sign_flip_p([1.0] * 40) > 0
+
+
+def test_holm_by_hand() -> None:
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5, 0.9]) == pytest.approx([1.0, 1.0])
+    assert holm([]) == []
+    mixed = holm([0.02, math.nan, 0.04])
+    assert mixed[0] == pytest.approx(0.04)
+    assert mixed[2] == pytest.approx(0.04)
+    assert math.isnan(mixed[1])
+
+
+def test_detectable_difference_gives_the_power_asked_for() -> None:
+    rng = np.random.default_rng(0)
+    for n in (2, 5, 10):
+        pilot = rng.normal(0.0, 0.2, size=n)
+        effect = detectable_difference(pilot.tolist(), power=0.8)
+        draws = rng.normal(effect, pilot.std(ddof=1), size=(20000, n))
+        power = np.mean(stats.ttest_1samp(draws, 0.0, axis=1).pvalue < 0.05)
+        assert power == pytest.approx(0.8, abs=0.015)
+
+
+def test_detectable_difference_at_its_edges() -> None:
+    # A published value: paired t, n = 10, alpha .05 two-sided, power .8 detects d = 0.996 (G*Power).
+    ten = stats.zscore(np.arange(10.0), ddof=1)
+    assert detectable_difference(ten.tolist()) == pytest.approx(0.996, abs=0.001)
+    assert math.isnan(detectable_difference([0.1]))
+    assert detectable_difference([0.1, 0.1]) == 0.0
+    with pytest.raises(ValueError, match="power"):
+        detectable_difference([1.0, 2.0], power=80)
