@@ -14,7 +14,8 @@ __getattr__, __dir__ = lazy(
     __name__,
     {
         **dict.fromkeys(
-            ("BASELINES", "Arm", "ArmSpec", "Prediction", "Stage", "StepLoss", "make_arm", "register_baseline"), "baselines.contract"
+            ("BASELINES", "Arm", "ArmSpec", "Prediction", "Stage", "StepLoss", "make_arm", "register_baseline"),
+            "baselines.contract",
         ),
         **dict.fromkeys(("Batch", "Task"), "baselines.task"),
     },

@@ -90,7 +90,8 @@ class ArmSpec:
     def with_value(self, knob: str, value: Any) -> ArmSpec:
         """A copy with a dotted name set."""
         section, _, key = knob.partition(".")
-        return replace(self, **{section: {**getattr(self, section), key: value}})
+        changed: dict[str, Any] = {section: {**getattr(self, section), key: value}}
+        return replace(self, **changed)
 
 
 class Arm(nn.Module):

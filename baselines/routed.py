@@ -6,11 +6,11 @@ import inspect
 from typing import Any
 
 import torch
-from torch import nn
 
 from baselines.single import SingleBackbone
 from baselines.task import Task
 from experts.bank import ExpertBank
+from experts.kinds import FeedForward
 from experts.mixture import MixtureLayer
 from routelab.backbones.contract import Slot
 from routers.contract import Router
@@ -35,7 +35,7 @@ class Routed(SingleBackbone):
     knobs = ("experts.hidden",)
     uses = ("backbone", "experts", "router")
 
-    def fill(self, slot: Slot) -> nn.Module:
+    def fill(self, slot: Slot) -> FeedForward | MixtureLayer:
         every = int(self.spec.backbone.get("moe_every", 1))
         if every < 1:
             raise ValueError(f"backbone.moe_every is {every}; it must be at least 1")
@@ -84,7 +84,9 @@ class Routed(SingleBackbone):
             if key in LAYER_OPTIONS and (own is None or key not in own):
                 layer[key] = value
             elif own is not None and key not in own:
-                raise unknown(f"option of router {self.spec.name!r}: router.{key} names", key, [*own, *LAYER_OPTIONS, *ARM_OPTIONS])
+                raise unknown(
+                    f"option of router {self.spec.name!r}: router.{key} names", key, [*own, *LAYER_OPTIONS, *ARM_OPTIONS]
+                )
             else:
                 router[key] = value
         return router, layer

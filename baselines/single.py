@@ -5,6 +5,8 @@ Axes: B examples.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 
 from baselines.contract import Arm, ArmSpec, Flops, Penalty, Prediction, StepLoss
@@ -26,10 +28,13 @@ class SingleBackbone(Arm):
 
     network: Backbone
 
-    def fill(self, slot: Slot) -> nn.Module:
+    def fill(self, slot: Slot) -> FeedForward | MixtureLayer:
         """A feed-forward or a mixture layer for this slot. Here: the dense feed-forward of width `backbone.hidden`."""
         return FeedForward(
-            self.spec.experts.get("kind", "gelu"), slot.d_model, self.dense_hidden(slot), bool(self.spec.experts.get("bias", False))
+            self.spec.experts.get("kind", "gelu"),
+            slot.d_model,
+            self.dense_hidden(slot),
+            bool(self.spec.experts.get("bias", False)),
         )
 
     def dense_hidden(self, slot: Slot) -> int:
@@ -39,7 +44,7 @@ class SingleBackbone(Arm):
 
     def build(self, task: Task, seed: int, *, sizing: bool = False) -> None:
         self.task = task
-        self._fills: list[nn.Module] = []
+        self._fills: list[FeedForward | MixtureLayer] = []
 
         def factory(slot: Slot) -> nn.Module:
             module = self.fill(slot)
@@ -47,7 +52,7 @@ class SingleBackbone(Arm):
             return module
 
         options = {name: value for name, value in self.spec.backbone.items() if name not in ARM_OPTIONS}
-        backbone = BACKBONES.get(self.spec.backbone.get("name", "vit"))
+        backbone: Callable[..., Backbone] = BACKBONES.get(self.spec.backbone.get("name", "vit"))
         self.network = backbone(task.inputs, task.outputs, factory, **options)
         if not sizing:
             initialise(self.network, seed)
@@ -86,7 +91,9 @@ class SingleBackbone(Arm):
         cost = self.network.cost(examples)
         for module in self._fills:
             cost = cost + (
-                module.fixed_cost(examples, positions) if isinstance(module, MixtureLayer) else module.cost(examples * positions)
+                module.fixed_cost(examples, positions)
+                if isinstance(module, MixtureLayer)
+                else module.cost(examples * positions)
             )
         fixed = cost.training if training else cost.forward
         model: float | Tensor = fixed

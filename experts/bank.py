@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from experts.kinds import KINDS, Kind, check_sizes, draw, parameter_shapes, row_cost
+from experts.kinds import KINDS, check_sizes, draw, parameter_shapes, row_cost
 from routers.cost import Cost
 
 Kernel = Literal["auto", "grouped", "batched", "loop"]

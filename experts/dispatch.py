@@ -9,8 +9,6 @@ they are sorted behind the last expert instead, where no product reads them.
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 from torch import Tensor
 
@@ -68,7 +66,9 @@ def _flat(bank: ExpertBank, x_GSD: Tensor, plan: TopK | Ragged, kernel: Kernel) 
     return out_TD.to(x_GSD.dtype).view_as(x_GSD), executed
 
 
-def _grouped_rows(bank: ExpertBank, rows_RD: Tensor, expert_R: Tensor, count: Tensor, kernel: Kernel) -> tuple[Tensor, Tensor | int]:
+def _grouped_rows(
+    bank: ExpertBank, rows_RD: Tensor, expert_R: Tensor, count: Tensor, kernel: Kernel
+) -> tuple[Tensor, Tensor | int]:
     """Rows sorted by expert through the chosen kernel -> rows in the same order, and how many were computed."""
     device = rows_RD.device
     if kernel == "auto":
@@ -149,4 +149,4 @@ def asked(plan: Plan, groups: int) -> int | Tensor:
     if keep is None:
         return places
     total = keep.sum()
-    return cast(Tensor, total) if total.device.type != "cpu" else int(total)
+    return total if total.device.type != "cpu" else int(total)

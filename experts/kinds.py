@@ -42,6 +42,7 @@ GELU = Kind(F.gelu)
 SWIGLU = Kind(F.silu, gated=True)
 """(silu(x gate) * (x up)) down (Shazeer 2020)."""
 
+
 def register_expert(name: str) -> Callable[[Kind], Kind]:
     """Make a `Kind` known as `name`: `register_expert("mine")(Kind(torch.tanh))`."""
     return KINDS.register(name)

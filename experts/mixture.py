@@ -6,7 +6,7 @@ Axes: G groups, S positions, T = G * S tokens, D features.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -59,7 +59,7 @@ class MixtureLayer(nn.Module):
         self.capacity_factor = router.capacity_factor if capacity_factor == "default" else capacity_factor
         self.eval_capacity_factor = eval_capacity_factor
         self.capacity_group = capacity_group
-        self.priority = router.priority if priority == "default" else priority
+        self.priority = cast(Priority, router.priority if priority == "default" else priority)
         self.kernel = kernel
         self._fixed: dict[tuple[int, int], Cost] = {}
         for name, value in (("capacity_factor", self.capacity_factor), ("eval_capacity_factor", eval_capacity_factor)):

@@ -67,9 +67,8 @@ def limit(
     choice = _choice_number(plan, token)
     order = _service_order(plan, priority, token, choice, score)
     keep = None if plan.keep is None else plan.keep.reshape(-1)
-    if groups == 1:
-        bucket = expert
-    else:
+    bucket = expert
+    if groups > 1:
         bucket = expert + torch.div(token * groups, cast(int, tokens), rounding_mode="floor") * plan.num_experts
     buckets = groups * plan.num_experts
     if keep is not None:

@@ -181,4 +181,3 @@ def truncated_normal_(parameter: Tensor, deviation: float, generator: torch.Gene
     nn.init.trunc_normal_(value, std=deviation, a=-2 * deviation, b=2 * deviation, generator=generator)
     with torch.no_grad():
         parameter.copy_(value)
-

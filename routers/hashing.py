@@ -41,9 +41,7 @@ class Hash(Router):
     table: Tensor
     projection: Tensor
 
-    def __init__(
-        self, d_model: int, num_experts: int, *, method: Method | None = None, vocab_size: int | None = None
-    ) -> None:
+    def __init__(self, d_model: int, num_experts: int, *, method: Method | None = None, vocab_size: int | None = None) -> None:
         super().__init__(d_model, num_experts)
         if method is None:
             method = "random" if vocab_size else "projection"

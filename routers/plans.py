@@ -88,11 +88,11 @@ def check_plan(plan: Plan, groups: int, positions: int) -> None:
     if isinstance(plan, TopK):
         expected = {"expert": (tokens, None), "weight": (tokens, None)}
     elif isinstance(plan, PerExpert):
-        expected = {name: (groups, plan.num_experts, None) for name in ("position", "weight")}
+        expected = dict.fromkeys(("position", "weight"), (groups, plan.num_experts, None))
     elif isinstance(plan, Ragged):
         expected = {"token": (None,), "expert": (None,), "weight": (None,)}
     elif isinstance(plan, Slots):
-        expected = {name: (groups, positions, plan.num_experts, None) for name in ("dispatch", "combine")}
+        expected = dict.fromkeys(("dispatch", "combine"), (groups, positions, plan.num_experts, None))
     elif isinstance(plan, Blend):
         expected = {"weight": (tokens, plan.num_experts)}
     else:
@@ -105,7 +105,9 @@ def check_plan(plan: Plan, groups: int, positions: int) -> None:
             raise ValueError(f"{kind}.{name} must be a tensor; got {type(value).__name__}")
         if value.ndim != len(wanted) or any(w is not None and w != got for w, got in zip(wanted, value.shape, strict=True)):
             text = ", ".join("any" if w is None else str(w) for w in wanted)
-            raise ValueError(f"{kind}.{name} has shape {tuple(value.shape)}; for {groups} groups of {positions} tokens it must be ({text})")
+            raise ValueError(
+                f"{kind}.{name} has shape {tuple(value.shape)}; for {groups} groups of {positions} tokens it must be ({text})"
+            )
         if shape is not None and value.shape != shape:
             raise ValueError(f"{kind}.{name} has shape {tuple(value.shape)}, but its fellow fields have {tuple(shape)}")
         shape = value.shape
@@ -160,7 +162,9 @@ def share_TE(plan: Plan, groups: int, positions: int, *, kept: bool = False) -> 
             combine = combine * plan.keep.unsqueeze(-3)
         return combine.sum(-1).reshape(tokens, plan.num_experts)
     token, expert = token_expert(plan, positions)
-    count = _alive(torch.ones(expert.shape, device=expert.device), plan.keep.reshape(-1) if kept and plan.keep is not None else None)
+    count = _alive(
+        torch.ones(expert.shape, device=expert.device), plan.keep.reshape(-1) if kept and plan.keep is not None else None
+    )
     flat = torch.zeros(tokens * plan.num_experts, device=expert.device)
     return flat.index_add_(0, token * plan.num_experts + expert, count).view(tokens, plan.num_experts)
 

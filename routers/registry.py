@@ -57,7 +57,7 @@ class Registry(Generic[T]):
 
         def add(value: Decorated) -> Decorated:
             target = f"{getattr(value, '__module__', '?')}:{getattr(value, '__qualname__', '?')}"
-            self._add(Entry(name, _loading.get() or f"module {target.split(':')[0]}", target, value))
+            self._add(Entry(name, _loading.get() or f"module {target.split(':', maxsplit=1)[0]}", target, value))
             return value
 
         return add

@@ -65,7 +65,9 @@ class Soft(Router):
         return matmul(groups * positions, self.d_model, self.phi.shape[1])
 
 
-def soft_weights(x: Tensor, phi: Tensor, scale: Tensor, mask: Tensor | None = None, eps: float = 1e-6) -> tuple[Tensor, Tensor, Tensor]:
+def soft_weights(
+    x: Tensor, phi: Tensor, scale: Tensor, mask: Tensor | None = None, eps: float = 1e-6
+) -> tuple[Tensor, Tensor, Tensor]:
     """Logits, dispatch and combine weights, each (G, S, K) for K slots. x (G, S, D), phi (D, K), mask (G, S)."""
     logits = F.normalize(x, dim=-1, eps=eps) @ (scale * F.normalize(phi, dim=0, eps=eps))
     if mask is None:

@@ -39,7 +39,9 @@ class TopKRouter(Router):
         if not 1 <= top_k <= num_experts:
             raise ValueError(f"top_k is {top_k}; it must be between 1 and the number of experts ({num_experts})")
         if top_k == 1 and renormalize and num_experts > 1:
-            raise ValueError("top_k=1 with renormalize=True gives every token the weight 1 and the router no gradient; set renormalize=False")
+            raise ValueError(
+                "top_k=1 with renormalize=True gives every token the weight 1 and the router no gradient; set renormalize=False"
+            )
         self.top_k, self.renormalize = top_k, renormalize
         self.weight = nn.Parameter(torch.zeros(num_experts, d_model))
 

@@ -68,11 +68,14 @@ class ViT(Backbone):
     def cost(self, examples: int) -> Cost:
         embed = matmul(examples * self.positions, self.patch.in_features, self.d_model, input_gradient=False)
         head = matmul(examples, self.d_model, self.outputs)
-        blocks = [block.attention.cost(examples, self.positions) for block in self.blocks]
+        blocks = [block.attention.cost(examples, self.positions) for block in self._attending()]
         return sum(blocks, embed + head)
 
     def recomputed(self, examples: int) -> float:
-        return sum(block.attention.recomputed(examples, self.positions) for block in self.blocks)
+        return sum(block.attention.recomputed(examples, self.positions) for block in self._attending())
+
+    def _attending(self) -> list[Block]:
+        return [block for block in self.blocks if isinstance(block, Block)]
 
 
 def patches(image: Tensor, size: int) -> Tensor:

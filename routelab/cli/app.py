@@ -17,16 +17,22 @@ app = typer.Typer(
     help="A laboratory for routing strategies: what a router buys per FLOP, with intervals.\n\nExample: routelab compare data=digits seeds=3",
 )  # fmt: skip
 
-Words = Annotated[list[str] | None, typer.Argument(metavar="[CONFIG] [KEY=VALUE]...", help="A YAML file, then key=value words.")]
+Words = Annotated[
+    list[str] | None, typer.Argument(metavar="[CONFIG] [KEY=VALUE]...", help="A YAML file, then key=value words.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
-ShowConfig = Annotated[bool, typer.Option("--print-config", help="Show the resolved configuration and where each value came from.")]
+ShowConfig = Annotated[
+    bool, typer.Option("--print-config", help="Show the resolved configuration and where each value came from.")
+]
 
 _plugins: list[str] = []
 
 
 @app.callback()
 def root(
-    plugin: Annotated[list[str] | None, typer.Option(help="A .py file or a module with routers of your own; may be repeated.")] = None,
+    plugin: Annotated[
+        list[str] | None, typer.Option(help="A .py file or a module with routers of your own; may be repeated.")
+    ] = None,
 ) -> None:
     """Options that stand before the command."""
     _plugins[:] = plugin or []
@@ -92,7 +98,8 @@ def train_command(words: Words = None, as_json: AsJson = False, print_config: Sh
 
 @app.command(name="list")
 def list_command(
-    kind: Annotated[str | None, typer.Argument(metavar="[routers|experts|backbones|baselines|data]")] = None, as_json: AsJson = False
+    kind: Annotated[str | None, typer.Argument(metavar="[routers|experts|backbones|baselines|data]")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """List what is registered, with its origin.
 

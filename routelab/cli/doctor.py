@@ -59,7 +59,9 @@ def _checks() -> Any:
     folder = Path("results")
     target = folder if folder.exists() else Path()
     writable = os.access(target, os.W_OK)
-    yield check("results", "ok" if writable else "problem", f"{target.resolve()} is {'writable' if writable else 'not writable'}")
+    yield check(
+        "results", "ok" if writable else "problem", f"{target.resolve()} is {'writable' if writable else 'not writable'}"
+    )
     from routelab.data.contract import DATA, load
 
     for name in DATA.names():

@@ -152,9 +152,15 @@ def listing(kind: str | None, as_json: bool) -> None:
     from experts.registry import KINDS
     from routelab.backbones.registry import BACKBONES
     from routelab.data.registry import DATA
-    from routers.registry import ROUTERS
+    from routers.registry import ROUTERS, Registry
 
-    kinds = {"routers": ROUTERS, "experts": KINDS, "backbones": BACKBONES, "baselines": BASELINES, "data": DATA}
+    kinds: dict[str, Registry[Any]] = {
+        "routers": ROUTERS,
+        "experts": KINDS,
+        "backbones": BACKBONES,
+        "baselines": BASELINES,
+        "data": DATA,
+    }
     if kind is not None and kind not in kinds:
         raise unknown("kind", kind, kinds)
     rows = [

@@ -28,7 +28,7 @@ def cell_key(spec: RunSpec, digest: str) -> str:
     Code means the training path without the files of registered families, plus the families this run uses: editing or
     adding one router leaves the cells of the others valid.
     """
-    used = {
+    used: dict[Registry[Any], str] = {
         ROUTERS: spec.arm.name, BASELINES: spec.arm.name, KINDS: spec.arm.experts.get("kind", "gelu"),
         BACKBONES: spec.arm.backbone.get("name", "vit"), DATA: spec.data["name"],
     }  # fmt: skip

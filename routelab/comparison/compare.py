@@ -57,7 +57,9 @@ def plan(resolved: Resolved) -> Plan:
     data = load(**config.data)
     matched = match_arms(arm_choices(config, config.arms), data.task, config.match)
     if config.trainer.batch_size > len(data.train):
-        raise UsageError(f"trainer.batch_size={config.trainer.batch_size} must be at most the {len(data.train)} training examples")
+        raise UsageError(
+            f"trainer.batch_size={config.trainer.batch_size} must be at most the {len(data.train)} training examples"
+        )
     check_writable(resolved.output)
     jobs = []
     for seed in seed_list(config):

@@ -18,7 +18,9 @@ from routers.errors import UsageError
 
 
 def train(
-    config: str | Path | Mapping[str, Any] | Sequence[str] | Resolved = (), *, watch: Callable[[float], None] = lambda share: None
+    config: str | Path | Mapping[str, Any] | Sequence[str] | Resolved = (),
+    *,
+    watch: Callable[[float], None] = lambda share: None,
 ) -> Run:
     """Train `config.arm` with `config.seed`; its widths are matched to the reference as `compare` would.
 
@@ -50,5 +52,3 @@ def arm_choices_of(settings: Config, reference: str) -> list[ArmChoice]:
     if settings.match.on == "none":
         return []
     return arm_choices(replace(settings, router={}), [reference])
-
-

@@ -24,7 +24,16 @@ _TAIL = (
     "flops_model", "flops_executed", "flops_per_example", "active_params", "total_params", "seconds", "drop_rate", "load_cv",
     "causal", "status",
 )  # fmt: skip
-_MEANS = ("flops_per_example", "active_params", "total_params", "flops_model", "flops_executed", "seconds", "drop_rate", "load_cv")
+_MEANS = (
+    "flops_per_example",
+    "active_params",
+    "total_params",
+    "flops_model",
+    "flops_executed",
+    "seconds",
+    "drop_rate",
+    "load_cv",
+)
 
 
 def write_results(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
@@ -47,7 +56,11 @@ def write_results(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
 
 
 def summarise(
-    name: str, records: Sequence[Mapping[str, Any]], labels: Sequence[str], reference: str | None, ratios: Mapping[str, float | None]
+    name: str,
+    records: Sequence[Mapping[str, Any]],
+    labels: Sequence[str],
+    reference: str | None,
+    ratios: Mapping[str, float | None],
 ) -> dict[str, Any]:
     """The summary of a comparison (summary.json). Differences are in log loss, paired by seed, against the reference."""
     good = {label: {r["seed"]: r for r in records if r["arm"] == label and r["status"] == "ok"} for label in labels}
@@ -127,7 +140,7 @@ def _sentence(arms: Mapping[str, Any], reference: str | None, data: str) -> str:
     if better:
         parts.append(f"{_list(better)} had a lower test loss than {reference}")
     if worse:
-        parts.append(f"{_list(worse)} had a higher one than {reference}")
+        parts.append(f"{_list(worse)} had a higher test loss than {reference}")
     if open_:
         parts.append(f"{_list(open_)} could not be told apart from {reference}")
     text = "; ".join(parts) or "no arm could be compared"
@@ -140,6 +153,7 @@ def _caveat(arms: Mapping[str, Any], seeds: int) -> str:
         f"With {seeds} seeds the smallest possible exact sign-flip p is {smallest_sign_flip_p(seeds):.4g}"
         f"{', so that test can never reach .05' if smallest_sign_flip_p(seeds) > 0.05 else ''}"
     )
+    detectable = [value for value in detectable if math.isfinite(value)]
     if detectable:
         low, high = (math.expm1(value) * 100 for value in (min(detectable), max(detectable)))
         text += f"; before adjustment, differences in test loss below about {low:.0f}% to {high:.0f}% (by arm) would mostly be missed"

@@ -13,4 +13,6 @@ def digits() -> DataSet:
 
     found = load_digits()
     images = torch.from_numpy(found.images).float().unsqueeze(1)
-    return image_data("digits", images, torch.from_numpy(found.target).long(), (180, 360), "scikit-learn load_digits (UCI, BSD)")
+    return image_data(
+        "digits", images, torch.from_numpy(found.target).long(), (180, 360), "scikit-learn load_digits (UCI, BSD)"
+    )

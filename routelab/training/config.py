@@ -157,8 +157,8 @@ def resolve(config: str | Path | Mapping[str, Any] | Sequence[str] = (), overrid
     layers += [("command line", _parse(word)) for word in overrides]
     merged = OmegaConf.structured(Config)
     sources: dict[str, str] = {}
-    for source, layer in layers:
-        layer = _long_form(layer)
+    for source, given in layers:
+        layer = _long_form(given)
         _check_keys(layer, Config, "", source)
         if layer.get("budget"):
             merged.budget = Budget()
@@ -213,7 +213,10 @@ def _parse(word: str) -> dict[str, Any]:
 
 def _long_form(layer: dict[str, Any]) -> dict[str, Any]:
     """`data=digits` is short for `data.name=digits`, and likewise backbone."""
-    return {key: {"name": value} if key in ("data", "backbone") and isinstance(value, str) else value for key, value in layer.items()}
+    return {
+        key: {"name": value} if key in ("data", "backbone") and isinstance(value, str) else value
+        for key, value in layer.items()
+    }
 
 
 def _check_keys(layer: Mapping[str, Any], schema: Any, prefix: str, source: str) -> None:
@@ -225,7 +228,9 @@ def _check_keys(layer: Mapping[str, Any], schema: Any, prefix: str, source: str)
         inner = default if isinstance(default, type) and is_dataclass(default) else None
         if inner is not None:
             if not isinstance(value, Mapping):
-                raise UsageError(f"{prefix}{key}={value!r} ({source}) must hold keys: {', '.join(f.name for f in fields(inner))}")
+                raise UsageError(
+                    f"{prefix}{key}={value!r} ({source}) must hold keys: {', '.join(f.name for f in fields(inner))}"
+                )
             _check_keys(value, inner, f"{prefix}{key}.", source)
 
 
@@ -235,11 +240,9 @@ def _merge(merged: Any, layer: dict[str, Any], source: str) -> Any:
     except OmegaConfBaseException as error:
         key = error.full_key or "?"
         value = flatten(layer).get(key, layer.get(key))
-        node = OmegaConf.structured(Config)
         allowed = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
         kind = str(getattr(error, "ref_type", None) or _type_of(key))
         words = next((text for name, text in allowed.items() if name in kind), "a value of another type")
-        del node
         raise UsageError(f"{key}={value!r} ({source}) must be {words}") from None
 
 
@@ -362,7 +365,9 @@ def _expand(config: Config, item: Any) -> Iterator[ArmChoice]:
             try:
                 label = label.format(name=name, **{key.replace(".", "_"): value for key, value in chosen.items()})
             except (KeyError, IndexError, ValueError):
-                raise UsageError(f"label {item['label']!r} may use {{name}} and the arm's options: {', '.join(chosen)}") from None
+                raise UsageError(
+                    f"label {item['label']!r} may use {{name}} and the arm's options: {', '.join(chosen)}"
+                ) from None
         elif grid:
             label = "-".join([name, *(f"{key}={chosen[key]}" for key in grid)])
         yield _choice(config, name, label, chosen)

@@ -15,7 +15,7 @@ import torch
 from baselines.contract import Arm, ArmSpec, make_arm
 from routelab.data.contract import DataSet, load
 from routelab.training.config import ArmChoice, Budget, Config, Optimizer, TrainerOptions
-from routelab.training.module import Endless, NotFinite, Progress, Slices, TrainingModule
+from routelab.training.module import Endless, NotFiniteError, Progress, Slices, TrainingModule
 from routelab.training.record import provenance
 from routers.errors import UsageError
 
@@ -37,7 +37,14 @@ class RunSpec:
     def of(cls, config: Config, choice: ArmChoice, seed: int) -> RunSpec:
         """The run of one arm and seed under a configuration."""
         return cls(
-            choice.label, choice.spec, seed, dict(config.data), config.budget, choice.optimizer, config.trainer, tuple(config.plugins)
+            choice.label,
+            choice.spec,
+            seed,
+            dict(config.data),
+            config.budget,
+            choice.optimizer,
+            config.trainer,
+            tuple(config.plugins),
         )
 
     def plain(self) -> dict[str, Any]:
@@ -55,7 +62,9 @@ class Run:
     arm: Arm | None
 
 
-def execute(spec: RunSpec, *, folder: Path | None = None, progress: Progress = lambda share: None, data: DataSet | None = None) -> Run:
+def execute(
+    spec: RunSpec, *, folder: Path | None = None, progress: Progress = lambda share: None, data: DataSet | None = None
+) -> Run:
     """Train, test and record one run. A failure of the work itself is a record with status "failed", not an exception.
 
     folder: where the trained weights are left as `weights.ckpt`, loadable with `torch.load(weights_only=True)`.
@@ -88,7 +97,7 @@ def execute(spec: RunSpec, *, folder: Path | None = None, progress: Progress = l
         else:
             _inside(arm, data, module, spec, folder)
         record["status"] = "ok"
-    except NotFinite as error:
+    except NotFiniteError as error:
         record["error"] = f"{error}; try a smaller optimizer.lr"
     except UsageError:
         raise

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytorch_lightning as pl
@@ -28,7 +29,7 @@ Progress = Callable[[float], None]
 _EVALUATION_BATCH = 512
 
 
-class NotFinite(Exception):
+class NotFiniteError(Exception):
     """A loss that is not a finite number: the run ends, and its record says where."""
 
 
@@ -57,7 +58,14 @@ class TrainingModule(pl.LightningModule):
     """Trains one arm on one data set for one budget, and keeps the curve."""
 
     def __init__(
-        self, arm: Arm, data: DataSet, seed: int, budget: Budget, optimizer: Optimizer, options: TrainerOptions, progress: Progress
+        self,
+        arm: Arm,
+        data: DataSet,
+        seed: int,
+        budget: Budget,
+        optimizer: Optimizer,
+        options: TrainerOptions,
+        progress: Progress,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -111,11 +119,9 @@ class TrainingModule(pl.LightningModule):
     # Training
 
     def on_fit_start(self) -> None:
-        self.data = DataSet(
-            self.data.task,
-            *(self._on_device(part) for part in (self.data.train, self.data.validation, self.data.test)),
-            source=self.data.source,
-        )
+        data = self.data
+        train, validation, test = (self._on_device(part) for part in (data.train, data.validation, data.test))
+        self.data = replace(data, train=train, validation=validation, test=test)
         self.optimizer = self.optimizers(use_pl_optimizer=False)
         self.arm.begin(0)
 
@@ -169,7 +175,7 @@ class TrainingModule(pl.LightningModule):
                 self._remember(f"train/{name}_loss", penalty.raw)
                 self._remember(f"train/{name}_weighted", penalty.raw * penalty.weight)
             if self.device.type == "cpu" and not math.isfinite(float(result.total.detach())):
-                raise NotFinite(f"the training loss was {float(result.total.detach())} at step {self.step}")
+                raise NotFiniteError(f"the training loss was {float(result.total.detach())} at step {self.step}")
         if self.settings.clip:
             norm = torch.nn.utils.clip_grad_norm_(self.arm.parameters(), self.settings.clip)
             self._remember("train/gradient_norm", norm)
@@ -221,7 +227,7 @@ class TrainingModule(pl.LightningModule):
         self._since_check, self._losses = Tally(), {}
         for name in ("train/loss", "val/loss"):
             if not math.isfinite(point[name]):
-                raise NotFinite(f"{name} was {point[name]} at step {self.step}")
+                raise NotFiniteError(f"{name} was {point[name]} at step {self.step}")
 
     def on_test_epoch_start(self) -> None:
         self._tally, self._sums = Tally(), {}

@@ -48,7 +48,9 @@ class Tally:
             self.load_LE[layer] = self.load_LE[layer] + share.double().sum(0)
             self.first_LT[layer].append(share.argmax(1))
             if not isinstance(routing.plan, Slots):
-                self.unrouted = self.unrouted + (share_TE(routing.plan, groups, positions, kept=True).sum(1) == 0).double().sum()
+                self.unrouted = (
+                    self.unrouted + (share_TE(routing.plan, groups, positions, kept=True).sum(1) == 0).double().sum()
+                )
             if routing.probs is not None:
                 probs = routing.probs.double()
                 self.entropy = self.entropy - (probs * probs.clamp_min(1e-30).log()).sum()

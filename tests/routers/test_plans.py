@@ -6,7 +6,18 @@ from dataclasses import replace
 import pytest
 import torch
 
-from routers.plans import Blend, PerExpert, Ragged, Slots, TopK, check_plan, check_values, rows_per_group, share_TE, token_expert
+from routers.plans import (
+    Blend,
+    PerExpert,
+    Ragged,
+    Slots,
+    TopK,
+    check_plan,
+    check_values,
+    rows_per_group,
+    share_TE,
+    token_expert,
+)
 
 G, S, E = 2, 3, 4
 T = G * S

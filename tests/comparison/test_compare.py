@@ -1,0 +1,119 @@
+"""A comparison from end to end: records, cache, interruption, failures, plugins."""
+
+import csv
+import json
+
+import pytest
+
+from routelab.comparison import compare as module
+from routelab.comparison.compare import compare
+from routelab.training.config import resolve
+from routers.errors import UsageError
+
+COLUMNS = (
+    "arm,seed,data,test_loss,test_accuracy,flops_model,flops_executed,flops_per_example,active_params,total_params,seconds,"
+    "drop_rate,load_cv,causal,status"
+)  # fmt: skip
+
+
+def words(folder, *more):
+    return [
+        f"output={folder}/results/mine", f"tracking.uri=sqlite:///{folder}/results/mlflow.db", "budget.steps=4", "trainer.checks=2",
+        "backbone.d_model=16", "backbone.depth=1", "backbone.heads=2", "experts.count=4", "seeds=2", "arms=[dense,switch]", "workers=1",
+        *more,
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_compare_caches_resumes_and_reports(tmp_path):
+    first = compare(words(tmp_path))
+    assert [record["status"] for record in first.records] == ["ok"] * 4
+    assert first.reused == 0
+    rows = list(csv.reader((tmp_path / "results/mine/results.csv").open()))
+    assert ",".join(rows[0]) == COLUMNS
+    assert [row[:3] for row in rows[1:]] == [
+        ["dense", "0", "digits"],
+        ["switch", "0", "digits"],
+        ["dense", "1", "digits"],
+        ["switch", "1", "digits"],
+    ]
+    summary = json.loads((tmp_path / "results/mine/summary.json").read_text())
+    assert summary["arms"]["switch"]["difference"]["n"] == 2
+    assert "switch" in (tmp_path / "results/mine/report.html").read_text()
+    assert not first.problems
+
+    # A damaged cell is trained again, the others are not; the MLflow run goes on.
+    cell = first.records[0]["provenance"]["cell"]
+    (tmp_path / "results/cells" / cell / "record.json").write_bytes(b"\x00{")
+    second = compare(words(tmp_path))
+    assert second.reused == 3
+    assert [r["test"] for r in second.records] == [r["test"] for r in first.records]
+
+    # One more arm trains only that arm, whichever label the others have.
+    third = compare(words(tmp_path, "arms=[dense,switch,soft]"))
+    assert third.reused == 4
+    assert len(third.records) == 6
+
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{tmp_path}/results/mlflow.db")
+    runs = client.search_runs([client.get_experiment_by_name("digits").experiment_id], max_results=100)
+    assert len(runs) == 2 + 4 + 6  # the cell trained again is the same child, not a second one
+    assert all(run.info.status == "FINISHED" for run in runs)
+
+
+@pytest.mark.slow
+def test_a_failing_plugin_fails_alone(tmp_path):
+    plugin = tmp_path / "broken.py"
+    plugin.write_text(
+        "from routelab import Router, register_router\n\n@register_router('broken')\nclass Broken(Router):\n"
+        "    def forward(self, inputs):\n"
+        "        if self.training:\n            raise RuntimeError('no idea')\n"
+        "        from routelab import Routing, TopK\n"
+        "        import torch\n"
+        "        n = inputs.x_TD.shape[0]\n"
+        "        return Routing(TopK(torch.zeros(n, 1, dtype=torch.int64), inputs.x.new_ones(n, 1), self.num_experts))\n"
+    )
+    done = compare(words(tmp_path, "arms=[dense,broken]", f"plugins=[{plugin}]"))
+    status = {(r["arm"], r["seed"]): r["status"] for r in done.records}
+    assert status == {("dense", 0): "ok", ("dense", 1): "ok", ("broken", 0): "failed", ("broken", 1): "failed"}
+    assert "RuntimeError at step 0: no idea" in done.failed[0]["error"]
+    assert done.summary["arms"]["broken"]["verdict"] == "failed on every seed"
+
+
+@pytest.mark.slow
+def test_an_interrupted_comparison_goes_on(tmp_path, monkeypatch):
+    real = module.run_jobs
+
+    def cut_short(jobs, workers):
+        for event in real(jobs, workers):
+            yield event
+            if event.record is not None:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "run_jobs", cut_short)
+    with pytest.raises(KeyboardInterrupt):
+        compare(words(tmp_path))
+    monkeypatch.setattr(module, "run_jobs", real)
+    done = compare(words(tmp_path))
+    assert done.reused >= 1
+    assert len(done.records) == 4
+
+
+def test_closed_folders_and_stores_are_refused_before_any_work(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UsageError, match="cannot be written to"):
+        compare(words(tmp_path, f"output={tmp_path}/file/results"))
+    with pytest.raises(UsageError, match="tracking.uri"):
+        compare(words(tmp_path, f"tracking.uri=sqlite:///{tmp_path}/file/mlflow.db"))
+    assert not (tmp_path / "results/cells").exists()
+
+
+def test_cell_keys_follow_what_decides_the_result(tmp_path):
+    def keys(*more):
+        return [job.key for job in module.plan(resolve(words(tmp_path, *more))).jobs]
+
+    plain = keys()
+    assert keys("workers=2", "tracking.experiment=other") == plain
+    assert not set(keys("optimizer.lr=0.1")) & set(plain)
+    assert set(keys("seeds=3")) > set(plain)

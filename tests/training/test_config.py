@@ -1,0 +1,104 @@
+"""Wrong words are one sentence each, and every value knows where it came from."""
+
+import pytest
+
+from routelab.training.config import arm_choices, resolve
+from routers.errors import UsageError
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["bugdet.steps=3"], ["bugdet", "did you mean 'budget'"]),
+        (["budget.setps=3"], ["budget.setps", "budget.steps"]),
+        (["data=digit"], ["digit", "did you mean 'digits'"]),
+        (["backbone=vitt"], ["vitt", "'vit'"]),
+        (["budget.steps=0"], ["budget.steps=0", "above 0"]),
+        (["budget.steps=10", "budget.flops=-1e9"], ["budget.flops=-1000000000.0", "above 0"]),
+        (["budget.steps=abc"], ["budget.steps='abc'", "whole number"]),
+        (["optimizer.lr=fast"], ["optimizer.lr='fast'", "a number"]),
+        (["optimizer.lr=-1"], ["optimizer.lr=-1.0", "above 0"]),
+        (["trainer.batch_size=0"], ["trainer.batch_size=0"]),
+        (["experts.count=-2"], ["experts.count=-2", "at least 1"]),
+        (["experts.cuont=2"], ["experts.cuont", "experts.count"]),
+        (["seeds=0"], ["seeds=0"]),
+        (["seeds=[1,1]"], ["names a seed twice"]),
+        (["seeds=auto"], ["seeds='auto'"]),
+        (["trainer.precision=fp8"], ["fp8", "bf16-mixed"]),
+        (["match.on=params"], ["params", "flops_per_example"]),
+        (["optimizer.schedule=cosin"], ["did you mean 'cosine'"]),
+        (["novalue"], ["novalue", "key=value"]),
+        (["budget=3"], ["budget=3", "flops, steps, epochs, seconds"]),
+    ],
+)
+def test_wrong_words(words, parts):
+    with pytest.raises(UsageError) as caught:
+        resolve(words)
+    text = str(caught.value)
+    assert "\n" not in text
+    for part in parts:
+        assert part in text
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        (b"", "is empty"),
+        (b"a: [1\nb: }", "not valid YAML"),
+        (b"\xff\xfe\x00\x01", "cannot be read"),
+        (b"- 1\n- 2\n", "keys and values"),
+    ],
+)
+def test_broken_files(tmp_path, content, part):
+    path = tmp_path / "broken.yaml"
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match=part):
+        resolve(path)
+    with pytest.raises(UsageError, match="configuration file"):
+        resolve(tmp_path / "missing.yaml")
+
+
+def test_a_later_budget_replaces_an_earlier_one(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("budget: {epochs: 2}\nseeds: 3\n")
+    found = resolve(path, ["budget.flops=1e9"])
+    assert (found.config.budget.flops, found.config.budget.epochs) == (1e9, None)
+    assert found.name == "mine"
+    shown = found.describe().splitlines()
+    assert any(line.startswith("budget.flops: 1000000000.0") and line.endswith("# command line") for line in shown)
+    assert any(line.startswith("seeds: 3") and line.endswith(f"# {path}") for line in shown)
+    assert any(line.startswith("optimizer.clip") and line.endswith("# default") for line in shown)
+
+
+def test_grids_and_labels():
+    config = resolve(
+        {"arms": ["dense", {"name": "switch", "capacity_factor": [1.0, 2.0], "label": "switch-cf{capacity_factor}"}]}
+    ).config
+    choices = arm_choices(config, config.arms)
+    assert [choice.label for choice in choices] == ["dense", "switch-cf1.0", "switch-cf2.0"]
+    assert [choice.spec.router.get("capacity_factor") for choice in choices] == [None, 1.0, 2.0]
+
+
+def test_an_option_for_all_routers_reaches_those_that_take_it():
+    config = resolve(["router.jitter=0.5"]).config
+    by_label = {choice.label: choice.spec.router for choice in arm_choices(config, config.arms)}
+    assert by_label["switch"] == {"jitter": 0.5}
+    assert by_label["soft"] == {}
+    config = resolve(["router.jiter=0.5"]).config
+    with pytest.raises(UsageError, match="did you mean 'router.jitter'"):
+        arm_choices(config, config.arms)
+
+
+@pytest.mark.parametrize(
+    ("arms", "part"),
+    [
+        (["swich"], "did you mean 'switch'"),
+        ([{"label": "x"}], "`name`"),
+        (["dense", "dense"], "labelled 'dense'"),
+        ([], "arms is empty"),
+    ],
+)
+def test_wrong_arms(arms, part):
+    config = resolve({"arms": arms}).config
+    with pytest.raises(UsageError, match=part):
+        arm_choices(config, config.arms)
