@@ -142,24 +142,25 @@ def main() -> None:
 
 def guarded(call: Callable[[], Any]) -> int:
     """Run a command; errors become one sentence and an exit code."""
-    import click
-
     warnings.simplefilter("ignore")
     warnings.filterwarnings("always", message=".*is defined twice.*")
     try:
         code = call()
     except UsageError as error:
         return _say(str(error), 2)
-    except click.exceptions.Exit as stop:
+    except typer.Exit as stop:
         return stop.exit_code
-    except click.ClickException as error:
-        return _say(error.format_message(), 2)
-    except (KeyboardInterrupt, click.exceptions.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         return _say("interrupted; the same command goes on where this one stopped, finished runs are kept", 130)
     except BrokenPipeError:
         return 1
     except OSError as error:
         return _say(f"{error.filename or 'the system'}: {error.strerror or error}", 1)
+    except Exception as error:
+        # Wrong options and commands: click's exceptions, which some releases of typer carry under a name of their own.
+        if not hasattr(error, "format_message"):
+            raise
+        return _say(str(error.format_message()), 2)
     return code if isinstance(code, int) else 0
 
 

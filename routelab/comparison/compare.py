@@ -11,7 +11,7 @@ from typing import Any
 from routelab.comparison.cells import cell_folder, cell_key, finished
 from routelab.comparison.report import write_report
 from routelab.comparison.summary import summarise, write_results
-from routelab.comparison.workers import Job, cores, run_jobs
+from routelab.comparison.workers import Job, cores, failed, run_jobs
 from routelab.data.contract import load
 from routelab.training.config import Resolved, arm_choices, flatten, resolve, seed_list
 from routelab.training.loop import RunSpec
@@ -99,6 +99,11 @@ def carry_out(ready: Plan, watch: Watch = lambda done, total, share: None) -> Co
     for job in jobs:
         if job.key in records and job.key not in logged:
             tracker.log_record(records[job.key], parent, f"{job.spec.label}-s{job.spec.seed}")
+    broken = {arm.choice.label: arm.error for arm in ready.matched if arm.error}
+    for job in jobs:
+        if job.spec.label in broken:
+            records[job.key] = failed(job, str(broken[job.spec.label]))
+            tracker.log_record(records[job.key], parent, f"{job.spec.label}-s{job.spec.seed}")
     todo = [job for job in jobs if job.key not in records]
     shares = dict.fromkeys((job.key for job in todo), 0.0)
     watch(reused, len(jobs), 0.0)
@@ -107,7 +112,9 @@ def carry_out(ready: Plan, watch: Watch = lambda done, total, share: None) -> Co
             shares[event.job.key] = event.share
             if event.record is not None:
                 records[event.job.key] = event.record
-                tracker.log_record(event.record, parent, f"{event.job.spec.label}-s{event.job.spec.seed}")
+                if event.job.key not in logged:
+                    # A damaged cell is trained again, to the same bits: its run is there already.
+                    tracker.log_record(event.record, parent, f"{event.job.spec.label}-s{event.job.spec.seed}")
             watch(len(records), len(jobs), sum(shares.values()) / max(1, len(shares)))
     except KeyboardInterrupt:
         tracker.finish(parent, "KILLED")

@@ -35,6 +35,8 @@ def train(
     reference = settings.match.reference
     against = [] if reference in (choices[0].label, choices[0].spec.name) else arm_choices_of(settings, reference)
     matched = match_arms([*against, *choices], data.task, settings.match)[-1]
+    if matched.error:
+        raise UsageError(f"arm {matched.choice.label!r}: {matched.error}")
     folder = resolved.output / f"{matched.choice.label}-s{settings.seed}"
     check_writable(folder)
     tracker = Tracker(settings.tracking.uri, resolved.experiment)

@@ -69,7 +69,7 @@ def run_jobs(jobs: list[Job], workers: int) -> Iterator[Event]:
                         if crashed[job.key] < 2:
                             waiting.append(job)
                         else:
-                            yield Event(job, 1.0, _failed(job, "its process died (out of memory?)"))
+                            yield Event(job, 1.0, failed(job, "its process died (out of memory?)"))
             pool.shutdown()
             workers = 1 if waiting else workers
         except BaseException:
@@ -108,9 +108,9 @@ def _work(job: Job) -> dict[str, Any]:
         run = execute(job.spec, folder=job.folder, progress=lambda share: _queue.put((job.key, share)))
         record = run.record
     except UsageError as error:
-        record = _failed(job, str(error))
+        record = failed(job, str(error))
     except OSError as error:
-        record = _failed(job, f"cannot write {str(job.folder)!r}: {error.strerror or error}")
+        record = failed(job, f"cannot write {str(job.folder)!r}: {error.strerror or error}")
     record["provenance"] = {**record.get("provenance", {}), "cell": job.key}
     try:
         write_json(job.folder / "record.json", record)
@@ -120,7 +120,8 @@ def _work(job: Job) -> dict[str, Any]:
     return record
 
 
-def _failed(job: Job, reason: str) -> dict[str, Any]:
+def failed(job: Job, reason: str) -> dict[str, Any]:
+    """The record of a job that did not come to train."""
     return {
         "status": "failed", "error": reason, "arm": job.spec.label, "seed": job.spec.seed, "data": job.spec.data.get("name"),
         "config": job.spec.plain(), "test": {}, "curve": [], "provenance": {"cell": job.key},

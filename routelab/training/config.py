@@ -240,23 +240,10 @@ def _merge(merged: Any, layer: dict[str, Any], source: str) -> Any:
     except OmegaConfBaseException as error:
         key = error.full_key or "?"
         value = flatten(layer).get(key, layer.get(key))
-        allowed = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
-        kind = str(getattr(error, "ref_type", None) or _type_of(key))
-        words = next((text for name, text in allowed.items() if name in kind), "a value of another type")
+        allowed = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false", "String": "text"}
+        kinds = (text for name, text in allowed.items() if f"to {name}" in str(error.msg))
+        words = next(kinds, f"of another type ({str(error.msg).splitlines()[0]})")
         raise UsageError(f"{key}={value!r} ({source}) must be {words}") from None
-
-
-def _type_of(key: str) -> str:
-    schema: Any = Config
-    for part in key.split("."):
-        found = {item.name: item for item in fields(schema)}.get(part.split("[")[0])
-        if found is None:
-            return ""
-        if is_dataclass(found.default_factory):
-            schema = found.default_factory
-        else:
-            return str(found.type)
-    return ""
 
 
 def _check_values(config: Config) -> None:

@@ -24,6 +24,8 @@ class Matched:
     active_params: int
     total_params: int
     causal: bool
+    error: str | None = None
+    """Why the arm could not even be asked what it costs (a plugin's mistake); it is reported as failed, the others run."""
 
 
 def match_arms(choices: Sequence[ArmChoice], task: Task, match: Match) -> list[Matched]:
@@ -40,11 +42,16 @@ def match_arms(choices: Sequence[ArmChoice], task: Task, match: Match) -> list[M
     results = []
     for choice in choices:
         settled, arm = choice, built[choice.label]
-        if match.on != "none" and reference is not None and choice is not reference and base is not None:
-            settled, arm = _fit(choice, arm, task, base, match.tolerance)
-        flops = arm.flops_per_example()
-        ratio = None if flops is None or base is None else flops / base
-        results.append(Matched(settled, flops, ratio, arm.active_params, arm.total_params, arm.causal))
+        try:
+            if match.on != "none" and reference is not None and choice is not reference and base is not None:
+                settled, arm = _fit(choice, arm, task, base, match.tolerance)
+            flops = arm.flops_per_example()
+            ratio = None if flops is None or base is None else flops / base
+            results.append(Matched(settled, flops, ratio, arm.active_params, arm.total_params, arm.causal))
+        except UsageError:
+            raise
+        except (RuntimeError, ValueError, TypeError, AttributeError, ArithmeticError, LookupError) as error:
+            results.append(Matched(choice, None, None, 0, 0, True, f"{type(error).__name__} before the first step: {error}"))
     return results
 
 

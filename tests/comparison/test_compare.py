@@ -77,7 +77,7 @@ def test_a_failing_plugin_fails_alone(tmp_path):
     done = compare(words(tmp_path, "arms=[dense,broken]", f"plugins=[{plugin}]"))
     status = {(r["arm"], r["seed"]): r["status"] for r in done.records}
     assert status == {("dense", 0): "ok", ("dense", 1): "ok", ("broken", 0): "failed", ("broken", 1): "failed"}
-    assert "RuntimeError at step 0: no idea" in done.failed[0]["error"]
+    assert "RuntimeError before the first step: no idea" in done.failed[0]["error"]
     assert done.summary["arms"]["broken"]["verdict"] == "failed on every seed"
 
 

@@ -68,18 +68,12 @@ def test_golden_assignment(priority, keep, ragged):
     """The worked example of the routing reference: three tokens, k=2, C=2."""
     plan, expected = top2_plan(GATES), torch.tensor(keep).bool()
     if ragged:
-        if priority == "probability":
-            pytest.skip("without scores a Ragged plan ranks assignments, not tokens")
         order = torch.tensor([5, 0, 3, 2, 4, 1])
         plan, expected = as_ragged(plan, order), expected.reshape(-1)[order]
-    assert torch.equal(limit(plan, 2, priority).keep, expected)
-
-
-def test_ragged_by_probability_uses_token_scores():
-    order = torch.tensor([5, 0, 3, 2, 4, 1])
-    plan = as_ragged(top2_plan(GATES), order)
-    got = limit(plan, 2, "probability", score=GATES.amax(1)).keep
-    assert torch.equal(got, torch.tensor([1, 0, 1, 1, 1, 0]).bool()[order])
+    # A Ragged plan needs the tokens' scores: without them each assignment ranks by its own weight.
+    assert torch.equal(limit(plan, 2, priority, score=GATES.amax(1)).keep, expected)
+    if not ragged:
+        assert torch.equal(limit(plan, 2, priority).keep, expected)
 
 
 def test_score_overrides_weight():

@@ -1,0 +1,251 @@
+"""The layer between router and experts: capacity, padding, shared experts, precision, and what it reports."""
+
+import pytest
+import torch
+
+from experts.bank import ExpertBank
+from experts.initialisation import initialise
+from experts.kinds import FeedForward
+from experts.mixture import MixtureLayer
+from routers.contract import Router, Routing
+from routers.plans import Blend, Slots, TopK
+from routers.registry import build_router
+
+D, E = 8, 4
+
+
+def make_layer(name="topk", shared=None, seed=0, options=None, **layer):
+    router = build_router(name, d_model=D, num_experts=E, **(options or {}))
+    made = MixtureLayer(router, ExpertBank("gelu", num_experts=E, d_model=D, d_hidden=12), shared, **layer)
+    initialise(made, seed)
+    with torch.no_grad():
+        if name != "soft":
+            for parameter in router.parameters():
+                parameter.mul_(50)
+    return made
+
+
+def tokens(groups=2, positions=8, seed=0):
+    return torch.randn(groups, positions, D, generator=torch.Generator().manual_seed(seed))
+
+
+class Fixed(Router):
+    """Returns what it was given, right or wrong."""
+
+    def __init__(self, answer):
+        super().__init__(D, E)
+        self.answer = answer
+
+    def forward(self, inputs):
+        return self.answer
+
+
+def layer_of(answer, **options):
+    return MixtureLayer(Fixed(answer), ExpertBank("gelu", num_experts=E, d_model=D, d_hidden=12), **options)
+
+
+# --- capacity ---
+
+
+@pytest.mark.parametrize(("group", "room"), [("batch", 10), ("sequence", 5)])
+def test_capacity_in_training(group, room):
+    """ceil(1.25 * 2 * 16 / 4) = 10 per batch, ceil(1.25 * 2 * 8 / 4) = 5 per sequence; all choose experts 0 and 1."""
+    plan = TopK(torch.tensor([[0, 1]] * 16), torch.ones(16, 2), E)
+    layer = layer_of(Routing(plan), capacity_factor=1.25, capacity_group=group)
+    _, routing = layer(tokens())
+    keep = routing.plan.keep.view(2, 8, 2)
+    if group == "batch":
+        assert keep.sum((0, 1)).tolist() == [room, room]
+    else:
+        assert keep.sum(1).tolist() == [[room, room]] * 2
+    assert (routing.work.assigned, routing.work.kept) == (32, 20)
+    assert routing.work.executed == 20
+
+
+def test_capacity_counts_real_tokens():
+    plan = TopK(torch.zeros(16, 1, dtype=torch.int64), torch.ones(16, 1), E)
+    mask = torch.ones(2, 8, dtype=torch.bool)
+    mask[:, 4:] = False
+    _, routing = layer_of(Routing(plan), capacity_factor=1.0)(tokens(), mask=mask)
+    assert (routing.work.assigned, routing.work.kept) == (8, 2)  # 8 real tokens over 4 experts
+    _, routing = layer_of(Routing(plan), capacity_factor=1.0)(tokens())
+    assert (routing.work.assigned, routing.work.kept) == (16, 4)
+
+
+def test_evaluation_is_dropless_unless_asked():
+    """Metrics must not depend on the batch size."""
+    x = tokens()
+    dropping = make_layer("switch", capacity_factor=0.5, eval_capacity_factor=0.5).eval()
+    plain = make_layer("switch", capacity_factor=0.5).eval()
+    assert dropping(x)[1].work.kept < 16
+    assert plain(x)[1].work.kept == 16
+    assert plain.train()(x)[1].work.kept < 16
+    whole, single = plain.eval()(x)[0], torch.cat([plain(x[:1])[0], plain(x[1:])[0]])
+    torch.testing.assert_close(whole, single, atol=1e-5, rtol=1e-4)
+
+
+def test_default_capacity_is_the_routers():
+    assert make_layer("switch").capacity_factor == 1.25
+    assert make_layer("top2").capacity_factor == 2.0
+    assert make_layer("top2").priority == "choice"
+    assert make_layer("topk").capacity_factor is None
+    assert make_layer("switch", capacity_factor=None).capacity_factor is None
+
+
+def test_dropped_tokens_come_out_as_zero():
+    """The residual is added outside: nothing else may carry a dropped token."""
+    layer = make_layer("switch", capacity_factor=0.5, options={"jitter": 0.0})
+    out, routing = layer(tokens())
+    gone = ~routing.plan.keep.view(2, 8)
+    assert gone.any()
+    assert out[gone].abs().max() == 0
+    assert (out[~gone].abs().amax(-1) > 0).all()
+
+
+def test_priority_uses_probabilities_of_the_router():
+    """Renormalised weights of top-1 are all 1 here; confidence must come from the router's probabilities."""
+    probs = torch.full((8, E), 0.1)
+    probs[:, 0] = torch.tensor([0.3, 0.9, 0.4, 0.8, 0.5, 0.7, 0.6, 0.2])
+    plan = TopK(torch.zeros(8, 1, dtype=torch.int64), torch.ones(8, 1), E)
+    layer = layer_of(Routing(plan, probs=probs), capacity_factor=1.5, priority="probability")
+    keep = layer(tokens(1, 8))[1].plan.keep.flatten()
+    assert keep.nonzero().flatten().tolist() == [1, 3, 5]
+
+
+# --- shape, padding, shared ---
+
+
+@pytest.mark.parametrize("name", ["topk", "expert_choice", "soft"])
+def test_flat_input_is_one_group(name):
+    layer, x = make_layer(name).eval(), tokens(1, 8)
+    mask = torch.tensor([True] * 6 + [False] * 2)
+    out, _ = layer(x[0], mask=mask)
+    assert out.shape == (8, D)
+    assert torch.equal(out, layer(x, mask=mask.unsqueeze(0))[0][0])
+
+
+def test_shared_expert_sees_every_token_but_padding():
+    shared = FeedForward("gelu", D, 12)
+    with_shared, without = make_layer(shared=shared), make_layer()
+    initialise(shared, 7)
+    without.load_state_dict({k: v for k, v in with_shared.state_dict().items() if not k.startswith("shared.")})
+    x = tokens()
+    torch.testing.assert_close(with_shared(x)[0], without(x)[0] + shared(x), atol=1e-6, rtol=1e-5)
+    mask = torch.ones(2, 8, dtype=torch.bool)
+    mask[1, 3:] = False
+    out = with_shared(x, mask=mask)[0]
+    assert out[~mask].abs().max() == 0
+    torch.testing.assert_close(out[mask], with_shared(x)[0][mask], atol=1e-5, rtol=1e-4)
+
+
+def test_shared_expert_is_fixed_cost():
+    shared = FeedForward("gelu", D, 12)
+    difference = make_layer(shared=shared).fixed_cost(2, 8).training - make_layer().fixed_cost(2, 8).training
+    assert difference == 3 * 2 * 16 * 2 * D * 12
+
+
+# --- precision ---
+
+
+def test_router_stays_in_float32():
+    """bf16 logits tie often, and a tie changes the choice."""
+    seen = {}
+
+    class Watch(Router):
+        def forward(self, inputs):
+            seen["x"] = inputs.x.dtype
+            seen["product"] = (inputs.x.flatten(0, 1) @ torch.ones(D, E)).dtype
+            return Routing(Blend(torch.ones(inputs.x_TD.shape[0], E), E))
+
+    layer = MixtureLayer(Watch(D, E), ExpertBank("gelu", num_experts=E, d_model=D, d_hidden=12))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out, _ = layer(tokens().bfloat16())
+    assert seen == {"x": torch.float32, "product": torch.float32}
+    assert out.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("name", ["switch", "top2", "topk", "expert_choice", "soft", "hash"])
+def test_autocast_changes_little(name):
+    layer, x = make_layer(name).eval(), tokens()
+    full = layer(x)[0]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        low, routing = layer(x)
+    torch.testing.assert_close(low.float(), full, atol=0.05, rtol=0.05)
+    assert not torch.equal(low.float(), full), "the experts must really run in bfloat16"
+    assert routing.probs is None or routing.probs.dtype == torch.float32
+
+
+# --- what it reports ---
+
+
+def test_telemetry_is_detached_and_losses_are_not():
+    _, routing = make_layer("switch")(tokens())
+    assert not routing.logits.requires_grad
+    assert not routing.probs.requires_grad
+    assert routing.losses["balance"].requires_grad
+    assert routing.plan.weight.requires_grad
+
+
+def test_kernels_of_the_layer_agree():
+    for name in ("switch", "topk", "expert_choice", "soft"):
+        outs = []
+        for kernel in ("auto", "grouped", "batched", "loop"):
+            layer = make_layer(name, kernel=kernel, options={"jitter": 0.0} if name == "switch" else None)
+            outs.append(layer(tokens())[0])
+        for out in outs[1:]:
+            torch.testing.assert_close(out, outs[0], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["topk", "soft", "expert_choice", "hash"])
+def test_nominal_cost_by_hand(name):
+    """2 x 8 tokens. Rows x one expert, the router with its balance loss, and for soft the products with its slots."""
+    layer = make_layer(name, options={"slots_per_expert": 2} if name == "soft" else None)
+    rows, router = {
+        "topk": (2 * 16, 3 * 2 * 16 * D * E + 2 * 2 * 16 * E),
+        "soft": (2 * E * 2, 3 * 2 * 16 * D * E * 2 + 3 * 2 * (2 * 16 * E * 2 * D)),
+        "expert_choice": (2 * 16, 3 * 2 * 16 * D * E),
+        "hash": (16, 2 * 16 * D * 12),
+    }[name]
+    assert layer.nominal_cost(2, 8).training == router + rows * 3 * 2 * 2 * D * 12
+
+
+# --- errors ---
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"capacity_factor": 0.0}, "capacity_factor is 0.0; it must be above 0"),
+        ({"capacity_factor": float("nan")}, "capacity_factor is nan"),
+        ({"eval_capacity_factor": -1}, "eval_capacity_factor is -1"),
+        ({"capacity_group": "token"}, "capacity_group is 'token'; it must be one of sequence, batch"),
+        ({"priority": "luck"}, "priority is 'luck'"),
+        ({"kernel": "fast"}, "kernel is 'fast'"),
+    ],
+)
+def test_bad_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        make_layer(**options)
+
+
+def test_router_and_bank_must_fit():
+    with pytest.raises(ValueError, match="they must be equal"):
+        MixtureLayer(build_router("topk", d_model=D, num_experts=3), ExpertBank(num_experts=E, d_model=D, d_hidden=4))
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (torch.zeros(1), "router Fixed returned Tensor; it must return a Routing"),
+        (
+            Routing(TopK(torch.zeros(5, 1).long(), torch.ones(5, 1), E)),
+            "router Fixed broke the contract: TopK.expert has shape",
+        ),
+        (Routing(TopK(torch.zeros(16, 1).long(), torch.ones(16, 1), 3)), "the plan names 3 experts; there are 4"),
+        (Routing(Slots(torch.ones(2, 8, E, 1), torch.ones(2, 8, E, 1), E, weight_on="input")), "broke the contract"),
+        (Routing("plan"), "got str"),
+    ],
+)
+def test_a_broken_router_is_named(answer, message):
+    with pytest.raises(ValueError, match=message):
+        layer_of(answer)(tokens())
