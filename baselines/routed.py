@@ -58,12 +58,14 @@ class Routed(SingleBackbone):
             router = build_router(
                 self.spec.name, d_model=slot.d_model, num_experts=count, **{**self._wanted(offered), **router_options}
             )
-        if self.task.token_counts is not None:
-            router.calibrate(token_counts=self.task.token_counts)
         return MixtureLayer(router, bank, **layer_options)
 
     def build(self, task: Task, seed: int, *, sizing: bool = False) -> None:
         super().build(task, seed, sizing=sizing)
+        if not sizing:
+            # After the initial values are drawn, which a router's table may be one of.
+            for layer in self.mixtures:
+                layer.router.calibrate(token_counts=task.token_counts)
         if not self.mixtures:
             raise ValueError(
                 f"backbone.moe_every is {self.spec.backbone.get('moe_every')}, more than there are layers, so none is routed"
@@ -112,6 +114,10 @@ def causal_routers(like: MixtureLayer) -> list[str]:
             router: Router = build_router(name, d_model=like.experts.d_model, num_experts=like.experts.num_experts)
         except (UsageError, ValueError):
             continue
-        if router.causal and (router.capacity_factor is None or router.priority == "position"):
+        # Settings that the arm was given stay; where it has the router's own, so would the other router.
+        own = like.router
+        factor = router.capacity_factor if like.capacity_factor == own.capacity_factor else like.capacity_factor
+        priority = router.priority if like.priority == own.priority else like.priority
+        if router.causal and (factor is None or priority == "position"):
             found.append(name)
     return found

@@ -98,7 +98,7 @@ class ExpertBank(nn.Module):
                 return product + parts[f"{name}_bias"][expert].to(value.dtype) if self.bias else product
 
             out.append(self._run(part, project))
-        return torch.cat([*out, rows.new_zeros(rows.shape[0] - sum(sizes), rows.shape[1])])
+        return torch.cat([*out, out[0].new_zeros(rows.shape[0] - sum(sizes), rows.shape[1])])
 
     def _run(self, rows: Tensor, project: Callable[[Tensor, str], Tensor]) -> Tensor:
         if torch.is_autocast_enabled(rows.device.type):

@@ -265,7 +265,6 @@ def test_causal_tasks_take_the_others():
     assert causal_routers(arm_of("topk").mixtures[0]) == ["hash", "switch", "topk"]
 
 
-@pytest.mark.xfail(strict=True, reason="causal_routers looks at the routers' defaults, not at the layer's own settings")
 def test_causal_alternatives_heed_the_settings_of_the_layer():
     """With router.priority=probability kept, none of the offered routers but the dropless ones would be taken either."""
     layer = arm_of("switch", router={"priority": "probability"}).mixtures[0]
@@ -279,21 +278,18 @@ def test_arm_names():
 # --- calibration ---
 
 
-@pytest.mark.xfail(strict=True, reason="the table is calibrated in fill(), then initialise() draws it at random")
 def test_balanced_hash_keeps_its_table():
     counts = (1000 / torch.arange(1, 51)).long()
     arm = arm_of("hash", task=make_task(token_counts=counts), router={"method": "balanced", "vocab_size": 50})
     assert torch.equal(arm.mixtures[0].router.table, balanced_table(counts, 4))
 
 
-@pytest.mark.xfail(strict=True, reason="calibrate() runs under the meta device when sizing")
 def test_balanced_hash_can_be_sized():
     counts = (1000 / torch.arange(1, 51)).long()
     options = {"method": "balanced", "vocab_size": 50}
     assert arm_of("hash", sizing=True, task=make_task(token_counts=counts), router=options).total_params > 0
 
 
-@pytest.mark.xfail(strict=True, reason="without token_counts calibrate() is never called, and the table stays random")
 def test_balanced_hash_without_counts_is_refused():
     with pytest.raises(UsageError, match="needs the training frequencies"):
         arm_of("hash", router={"method": "balanced", "vocab_size": 50})

@@ -237,6 +237,17 @@ def test_soft_by_hand():
     assert torch.allclose(out, expected, atol=1e-5)
 
 
+def test_soft_weights_of_padding_are_zero():
+    """In the plan itself, before the layer takes padding out; real tokens share what a slot sees among themselves."""
+    x, _ = data(2, 5)
+    mask = torch.tensor([[True] * 5, [True, True, False, False, True]])
+    plan = make_router("soft")(RouterInput(x, mask=mask)).plan
+    for weight in (plan.dispatch, plan.combine):
+        assert weight[~mask].abs().max() == 0
+    assert torch.allclose(plan.dispatch.sum(1), torch.ones(2, E, 2))
+    assert torch.allclose(plan.combine.sum((2, 3)), mask.float())
+
+
 def test_soft_slots_follow_the_positions():
     assert build_router("soft", d_model=D, num_experts=4, positions=16).slots_per_expert == 4
     assert build_router("soft", d_model=D, num_experts=16, positions=4).slots_per_expert == 1
