@@ -119,7 +119,7 @@ class Arm(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} must define loss(batch, index)")
 
     def predict(self, batch: Batch) -> Prediction:
-        """Outputs in evaluation mode."""
+        """Outputs; the caller switches to evaluation mode first, as Lightning does."""
         raise NotImplementedError(f"{type(self).__name__} must define predict(batch)")
 
     def flops_per_example(self) -> float | None:

@@ -154,7 +154,7 @@ class MixtureLayer(nn.Module):
         if mask is None:
             room = capacity(factor, k, tokens // parts, experts)
         else:
-            room = capacity_tensor(factor, k, mask.view(parts, -1).sum(1), experts)
+            room = capacity_tensor(factor, k, mask.reshape(parts, -1).sum(1), experts)
         score = None if probs is None or probs.shape[0] != tokens else probs.amax(-1)
         return limit(plan, room, self.priority, groups=parts, tokens=tokens, score=score)
 
