@@ -26,6 +26,7 @@ ShowConfig = Annotated[
 ]
 
 _plugins: list[str] = []
+_INTERRUPTED = "interrupted; the same command goes on where this one stopped, finished runs are kept"
 
 
 @app.callback()
@@ -151,7 +152,7 @@ def guarded(call: Callable[[], Any]) -> int:
     except typer.Exit as stop:
         return stop.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        return _say("interrupted; the same command goes on where this one stopped, finished runs are kept", 130)
+        return _say(_INTERRUPTED, 130)
     except BrokenPipeError:
         return 1
     except OSError as error:
@@ -161,6 +162,9 @@ def guarded(call: Callable[[], Any]) -> int:
         if not hasattr(error, "format_message"):
             raise
         return _say(str(error.format_message()), 2)
+    if code == 130:
+        # Some releases of typer turn Ctrl-C into this code themselves.
+        return _say(_INTERRUPTED, 130)
     return code if isinstance(code, int) else 0
 
 
