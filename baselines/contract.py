@@ -52,11 +52,12 @@ class StepLoss:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What `Arm.predict` returns. outputs (B, K) or (B, S, K); flops: of the forward pass."""
+    """What `Arm.predict` returns. outputs (B, K) or (B, S, K); flops: of the forward pass; positions: S of the routings."""
 
     outputs: Tensor
     flops: Flops
     routings: Sequence[Routing] = ()
+    positions: int = 1
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ class SingleBackbone(Arm):
 
     def predict(self, batch: Batch) -> Prediction:
         outputs, routings = self.network(batch.inputs, batch.mask)
-        return Prediction(outputs, self.flops(len(batch), routings, training=False), routings)
+        return Prediction(outputs, self.flops(len(batch), routings, training=False), routings, self.network.positions)
 
     def loss_weights(self) -> dict[str, float]:
         """Weights of the auxiliary losses, by name."""

@@ -73,7 +73,10 @@ def compare_command(words: Words = None, as_json: AsJson = False, print_config: 
         return
     done = screen.compare(resolved, quiet=as_json)
     if as_json:
-        typer.echo(json.dumps(done.summary))
+        from routelab.training.record import plain
+
+        # An interval of one seed has no bounds, and JSON has no NaN.
+        typer.echo(json.dumps(plain(done.summary)))
     raise typer.Exit(1 if done.failed else 0)
 
 
@@ -91,9 +94,9 @@ def train_command(words: Words = None, as_json: AsJson = False, print_config: Sh
         return
     run = screen.train(resolved, quiet=as_json)
     if as_json:
-        from routelab.training.record import _plain
+        from routelab.training.record import plain
 
-        typer.echo(json.dumps(_plain({key: value for key, value in run.record.items() if key != "curve"})))
+        typer.echo(json.dumps(plain({key: value for key, value in run.record.items() if key != "curve"})))
     raise typer.Exit(0 if run.record["status"] == "ok" else 1)
 
 

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from routelab.training.record import finite
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -105,7 +107,7 @@ def loss_figure(records: Sequence[Mapping[str, Any]]) -> Figure | None:
 
 def short(value: object, digits: int = 3) -> str:
     """A number in few characters, `1.2e9` rather than `1.2e+09`; a dash for None and for what is not finite."""
-    number = _finite(value)
+    number = finite(value)
     if number is None:
         return NOTHING
     if number == 0:
@@ -150,7 +152,7 @@ def _loss_points(record: Mapping[str, Any]) -> list[tuple[float, float]]:
         return []
     points: dict[float, float] = {}
     for point in record.get("curve") or []:
-        x, y = _finite(point.get("flops")), _finite(point.get("val/loss"))
+        x, y = finite(point.get("flops")), finite(point.get("val/loss"))
         if x is not None and y is not None and x > 0:
             points[x] = y
     return sorted(points.items())
@@ -188,8 +190,8 @@ def _row(label: str, arm: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _interval(interval: Mapping[str, Any] | None, signed: bool = False) -> dict[str, str]:
-    mean = _finite((interval or {}).get("mean"))
-    low, high = _finite((interval or {}).get("low")), _finite((interval or {}).get("high"))
+    mean = finite((interval or {}).get("mean"))
+    low, high = finite((interval or {}).get("low")), finite((interval or {}).get("high"))
     if mean is None:
         return {"mean": NOTHING, "bounds": ""}
     # As many decimals as the interval's width deserves, the same for all three numbers.
@@ -201,18 +203,8 @@ def _interval(interval: Mapping[str, Any] | None, signed: bool = False) -> dict[
 
 
 def _percent(value: object) -> str:
-    number = _finite(value)
+    number = finite(value)
     return NOTHING if number is None else f"{short(100 * number)}%"
-
-
-def _finite(value: object) -> float | None:
-    if value is None or isinstance(value, str):
-        return None
-    try:
-        number = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError, OverflowError):
-        return None
-    return number if math.isfinite(number) else None
 
 
 def _seeds_line(seeds: Sequence[Any]) -> str:

@@ -250,14 +250,4 @@ class TrainingModule(pl.LightningModule):
         for name, value in self.data.task.statistics(prediction.outputs, batch.targets).items():
             self._sums[name] = self._sums.get(name, 0.0) + value
         if prediction.routings:
-            positions = prediction.routings[0].probs
-            groups = len(batch)
-            per_group = self.positions(groups, positions)
-            self._tally.add(prediction.routings, groups, per_group)
-
-    def positions(self, groups: int, probs: Tensor | None) -> int:
-        """Tokens per group, as the arm's network says."""
-        network = getattr(self.arm, "network", None)
-        if network is not None:
-            return int(network.positions)
-        return 1 if probs is None else probs.shape[0] // groups
+            self._tally.add(prediction.routings, len(batch), prediction.positions)

@@ -51,7 +51,7 @@ def _git(root: Path, *words: str) -> str | None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write whole or not at all: to a neighbour first, then renamed. A full disk or a closed folder is a UsageError."""
-    text = json.dumps(_plain(value), indent=1, allow_nan=False)
+    text = json.dumps(plain(value), indent=1, allow_nan=False)
     neighbour = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -71,12 +71,23 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def _plain(value: Any) -> Any:
+def finite(value: object) -> float | None:
+    """A finite number as a float, anything else as None."""
+    if value is None or isinstance(value, str):
+        return None
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def plain(value: Any) -> Any:
     """JSON has no NaN and no infinity: they become null."""
     if isinstance(value, dict):
-        return {str(name): _plain(part) for name, part in value.items()}
+        return {str(name): plain(part) for name, part in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(part) for part in value]
+        return [plain(part) for part in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import math
 import os
 import re
 import sys
@@ -16,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from routelab.training.record import finite
 from routers.errors import UsageError
 
 CELL_TAG = "routelab.cell"
@@ -118,7 +118,7 @@ class Tracker:
         run_id = ""
         written = False
         end = int(time.time() * 1000)
-        start = end - int(1000 * (_number(record.get("seconds")) or 0.0))
+        start = end - int(1000 * (finite(record.get("seconds")) or 0.0))
         with self._guard(f"the run {name!r} was not recorded completely"):
             tags = _tags(record)
             if parent_id:
@@ -268,7 +268,7 @@ def _ping(uri: str) -> None:
         with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=5):
             pass
     except urllib.error.HTTPError:
-        pass  # It answers; whether it lets us write is seen next.
+        return  # It answers; whether it lets us write is seen next.
     except (OSError, ValueError) as error:
         raise UsageError(f"tracking.uri {_shown(uri)!r} does not answer: {_reason(error)}") from error
 
@@ -362,7 +362,7 @@ def _metrics(record: Mapping[str, Any], start: int) -> tuple[list[tuple[str, flo
 
     def add(key: str, value: object, seconds: float, step: int) -> None:
         nonlocal dropped
-        number = _number(value)
+        number = finite(value)
         if number is not None:
             found.append((_key(key), number, start + int(1000 * seconds), step))
         elif value is not None and not isinstance(value, str):
@@ -370,13 +370,13 @@ def _metrics(record: Mapping[str, Any], start: int) -> tuple[list[tuple[str, flo
 
     last = 0
     for index, point in enumerate(record.get("curve") or []):
-        step = _number(point.get("step"))
+        step = finite(point.get("step"))
         last = index if step is None else int(step)
         for key, value in point.items():
             if key != "step":
-                add(key, value, _number(point.get("seconds")) or 0.0, last)
-    seconds = _number(record.get("seconds")) or 0.0
-    steps = _number(record.get("steps"))
+                add(key, value, finite(point.get("seconds")) or 0.0, last)
+    seconds = finite(record.get("seconds")) or 0.0
+    steps = finite(record.get("steps"))
     last = last if steps is None else int(steps)
     for group in ("test", "validation", "telemetry"):
         for key, value in (record.get(group) or {}).items():
@@ -386,17 +386,6 @@ def _metrics(record: Mapping[str, Any], start: int) -> tuple[list[tuple[str, flo
     for key in ("drop_rate", "load_cv"):
         add(f"routing/{key}", record.get(key), seconds, last)
     return found, dropped
-
-
-def _number(value: object) -> float | None:
-    """A finite number as a float, anything else as None."""
-    if value is None or isinstance(value, str):
-        return None
-    try:
-        number = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError, OverflowError):
-        return None
-    return number if math.isfinite(number) else None
 
 
 def _key(key: object) -> str:
