@@ -6,8 +6,8 @@ Axes: B examples, S positions, K outputs.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from typing import Literal
 
 import torch
@@ -29,6 +29,18 @@ class Batch:
 
     def __len__(self) -> int:
         return self.inputs.shape[0]
+
+    def select(self, which: Tensor | slice) -> Batch:
+        """The examples at these positions."""
+        return self._each(lambda part: part[which])
+
+    def to(self, device: torch.device) -> Batch:
+        """The same examples on another device."""
+        return self._each(lambda part: part.to(device))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        parts = {each.name: getattr(self, each.name) for each in fields(self)}
+        return Batch(**{name: None if part is None else change(part) for name, part in parts.items()})
 
 
 @dataclass(frozen=True)

@@ -120,14 +120,10 @@ class TrainingModule(pl.LightningModule):
 
     def on_fit_start(self) -> None:
         data = self.data
-        train, validation, test = (self._on_device(part) for part in (data.train, data.validation, data.test))
+        train, validation, test = (part.to(self.device) for part in (data.train, data.validation, data.test))
         self.data = replace(data, train=train, validation=validation, test=test)
         self.optimizer = self.optimizers(use_pl_optimizer=False)
         self.arm.begin(0)
-
-    def _on_device(self, batch: Batch) -> Batch:
-        mask = None if batch.mask is None else batch.mask.to(self.device)
-        return Batch(batch.inputs.to(self.device), batch.targets.to(self.device), mask)
 
     def training_step(self, chunk: Any, index: int) -> None:
         """Steps up to the next check, or to the end of the budget."""
@@ -163,9 +159,7 @@ class TrainingModule(pl.LightningModule):
             # All randomness of a step (jitter, random choices) is a function of (seed, step).
             torch.manual_seed(key(self.seed_value, "step", self.step, part))
             index = self.order.batch(self.step * micro + part).to(self.device)
-            mask = self.data.train.mask
-            batch = Batch(self.data.train.inputs[index], self.data.train.targets[index], None if mask is None else mask[index])
-            result = self.arm.loss(batch, index)
+            result = self.arm.loss(self.data.train.select(index), index)
             self.manual_backward(result.total / micro)
             self.ledger.add(result.flops)
             self._since_check.add_work(result.routings)
@@ -242,8 +236,7 @@ class TrainingModule(pl.LightningModule):
         self.test_telemetry = self._tally.summary()
 
     def _evaluate(self, split: Batch, bounds: tuple[int, int]) -> None:
-        part = slice(int(bounds[0]), int(bounds[1]))
-        batch = Batch(split.inputs[part], split.targets[part], None if split.mask is None else split.mask[part])
+        batch = split.select(slice(int(bounds[0]), int(bounds[1])))
         torch.manual_seed(key(self.seed_value, "evaluation", self.step, int(bounds[0])))
         prediction = self.arm.predict(batch)
         self.ledger.add_evaluation(prediction.flops)
