@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import torch
@@ -39,8 +39,8 @@ class Batch:
         return self._each(lambda part: part.to(device))
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        parts = {each.name: getattr(self, each.name) for each in fields(self)}
-        return Batch(**{name: None if part is None else change(part) for name, part in parts.items()})
+        given = {each.name: getattr(self, each.name) for each in fields(self)}
+        return replace(self, **{name: change(part) for name, part in given.items() if part is not None})
 
 
 @dataclass(frozen=True)
