@@ -36,6 +36,8 @@ def cell_key(spec: RunSpec, digest: str) -> str:
     plain = spec.plain()
     # Plugins are in the code already; where they lie decides nothing.
     del plain["plugins"]
+    # A resumed run is the same run.
+    del plain["trainer"]["checkpoint_seconds"]
     content = json.dumps([plain, digest, _core(), [_hash(path) for path in families if path]], sort_keys=True, default=str)
     return hashlib.sha256(content.encode()).hexdigest()[:20]
 

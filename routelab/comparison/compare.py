@@ -11,7 +11,7 @@ from typing import Any
 from routelab.comparison.cells import cell_folder, cell_key, finished
 from routelab.comparison.report import write_report
 from routelab.comparison.summary import summarise, write_results
-from routelab.comparison.workers import Job, cores, failed, run_jobs
+from routelab.comparison.workers import Job, cores, failed, opening, run_jobs
 from routelab.data.contract import load
 from routelab.training.config import Resolved, arm_choices, flatten, resolve, seed_list
 from routelab.training.loop import RunSpec
@@ -106,17 +106,26 @@ def carry_out(ready: Plan, watch: Watch = lambda done, total, share: None) -> Co
             tracker.log_record(records[job.key], parent, f"{job.spec.label}-s{job.spec.seed}")
     todo = [job for job in jobs if job.key not in records]
     shares = dict.fromkeys((job.key for job in todo), 0.0)
+    runs: dict[str, str] = {}
     watch(reused, len(jobs), 0.0)
     try:
         for event in run_jobs(todo, resolved.config.workers or cores()):
-            shares[event.job.key] = event.share
+            key, name = event.job.key, f"{event.job.spec.label}-s{event.job.spec.seed}"
+            if event.share is not None:
+                shares[key] = event.share
+            # A damaged cell is trained again, to the same bits: its run is there already.
+            if key not in logged:
+                if key not in runs:
+                    runs[key] = tracker.start_run(opening(event.job), parent, name)
+                if event.point is not None:
+                    tracker.log_points(runs[key], [event.point])
+                if event.record is not None:
+                    tracker.end_run(runs[key], event.record, name)
             if event.record is not None:
-                records[event.job.key] = event.record
-                if event.job.key not in logged:
-                    # A damaged cell is trained again, to the same bits: its run is there already.
-                    tracker.log_record(event.record, parent, f"{event.job.spec.label}-s{event.job.spec.seed}")
+                records[key] = event.record
             watch(len(records), len(jobs), sum(shares.values()) / max(1, len(shares)))
     except KeyboardInterrupt:
+        tracker.stop()
         tracker.finish(parent, "KILLED")
         raise
     ordered = [records[job.key] for job in jobs]
@@ -127,7 +136,8 @@ def carry_out(ready: Plan, watch: Watch = lambda done, total, share: None) -> Co
     tracker.log_artifacts(parent, [resolved.output / name for name in ("results.csv", "summary.json", "report.html")])
     bad = any(record["status"] != "ok" for record in ordered)
     tracker.finish(parent, "FAILED" if bad else "FINISHED")
-    return Comparison(resolved.name, resolved.output, summary, ordered, reused, list(tracker.problems))
+    problems = [f"{record['arm']} seed {record['seed']}: {text}" for record in ordered for text in record.get("problems", ())]
+    return Comparison(resolved.name, resolved.output, summary, ordered, reused, [*tracker.problems, *problems])
 
 
 def _write(output: Path, summary: dict[str, Any], records: list[dict[str, Any]]) -> None:

@@ -7,12 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from routelab.comparison.cells import cell_key
 from routelab.comparison.compare import check_writable
+from routelab.comparison.workers import Job, opening
 from routelab.data.contract import load
 from routelab.training.config import ArmChoice, Config, Resolved, arm_choices, resolve
 from routelab.training.loop import Run, RunSpec, execute
 from routelab.training.matching import match_arms
+from routelab.training.module import Observer
 from routelab.training.record import write_json
+from routelab.training.state import discard
 from routelab.training.tracking import Tracker
 from routers.errors import UsageError
 
@@ -24,7 +28,8 @@ def train(
 ) -> Run:
     """Train `config.arm` with `config.seed`; its widths are matched to the reference as `compare` would.
 
-    Leaves `record.json` and `weights.ckpt` in OUTPUT/ARM-sSEED. A run that fails is a record with status "failed".
+    Leaves `record.json` and `weights.ckpt` in OUTPUT/ARM-sSEED. A run that fails is a record with status "failed"; one that
+    was interrupted goes on from its last checkpoint when the same call is made again.
     """
     resolved = config if isinstance(config, Resolved) else resolve(config)
     settings = resolved.config
@@ -41,12 +46,35 @@ def train(
     check_writable(folder)
     tracker = Tracker(settings.tracking.uri, resolved.experiment)
     tracker.open()
-    run = execute(RunSpec.of(settings, matched.choice, settings.seed), folder=folder, progress=watch, data=data)
+    spec = RunSpec.of(settings, matched.choice, settings.seed)
+    job = Job(cell_key(spec, data.digest), spec, folder)
+    name = f"{matched.choice.label}-s{settings.seed}"
+    observer = _Live(tracker, tracker.start_run(opening(job), None, name), watch)
+    try:
+        run = execute(spec, folder=folder, key=job.key, observer=observer, data=data)
+    except BaseException:
+        tracker.stop()
+        raise
+    run.record["provenance"]["cell"] = job.key
     write_json(folder / "record.json", run.record)
-    tracker.log_record(run.record, None, f"{matched.choice.label}-s{settings.seed}")
-    run.record["problems"] = list(tracker.problems)
+    discard(folder)
+    tracker.end_run(observer.run_id, run.record, name)
+    run.record["problems"] = [*run.record["problems"], *tracker.problems]
     run.record["folder"] = str(folder)
     return run
+
+
+class _Live(Observer):
+    """Writes the curve to the tracking store while the run goes on."""
+
+    def __init__(self, tracker: Tracker, run_id: str, watch: Callable[[float], None]) -> None:
+        self.tracker, self.run_id, self.watch = tracker, run_id, watch
+
+    def spent(self, share: float) -> None:
+        self.watch(share)
+
+    def point(self, point: Mapping[str, float]) -> None:
+        self.tracker.log_points(self.run_id, [point])
 
 
 def arm_choices_of(settings: Config, reference: str) -> list[ArmChoice]:

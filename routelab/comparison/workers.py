@@ -8,7 +8,7 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from routelab.training.loop import RunSpec, execute
+from routelab.training.module import Observer
 from routelab.training.record import write_json
+from routelab.training.state import discard
 from routers.errors import UsageError
 
 _queue: Any = None
@@ -33,10 +35,11 @@ class Job:
 
 @dataclass(frozen=True)
 class Event:
-    """Something happened to a job: `share` of its budget is spent, or it ended with a `record`."""
+    """Something happened to a job: `share` of its budget is spent, its curve has a new `point`, or it ended with a `record`."""
 
     job: Job
-    share: float
+    share: float | None
+    point: Mapping[str, float] | None = None
     record: dict[str, Any] | None = None
 
 
@@ -64,14 +67,14 @@ def run_jobs(jobs: list[Job], workers: int) -> Iterator[Event]:
                 for future in done:
                     job = futures[future]
                     try:
-                        yield Event(job, 1.0, future.result())
+                        yield Event(job, 1.0, record=future.result())
                     except BrokenProcessPool:
                         # The pool cannot say whose process died: each job gets a second chance, alone in a new pool.
                         crashed[job.key] = crashed.get(job.key, 0) + 1
                         if crashed[job.key] < 2:
                             waiting.append(job)
                         else:
-                            yield Event(job, 1.0, failed(job, "its process died (out of memory?)"))
+                            yield Event(job, 1.0, record=failed(job, "its process died (out of memory?)"))
             pool.shutdown()
             workers = 1 if waiting else workers
         except BaseException:
@@ -84,11 +87,11 @@ def run_jobs(jobs: list[Job], workers: int) -> Iterator[Event]:
 def _progress(channel: Any, by_key: dict[str, Job]) -> Iterator[Event]:
     while True:
         try:
-            key, share = channel.get_nowait()
+            key, share, point = channel.get_nowait()
         except (queue.Empty, EOFError, OSError):
             return
         if key in by_key:
-            yield Event(by_key[key], share)
+            yield Event(by_key[key], share, point)
 
 
 def _start(channel: Any) -> None:
@@ -109,13 +112,26 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
+class _Reporter(Observer):
+    """Tells the parent, which alone writes to the tracking store."""
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+
+    def spent(self, share: float) -> None:
+        _queue.put((self.key, share, None))
+
+    def point(self, point: Mapping[str, float]) -> None:
+        _queue.put((self.key, None, dict(point)))
+
+
 def _work(job: Job) -> dict[str, Any]:
     try:
         for plugin in job.spec.plugins:
             from routers.registry import load_plugin
 
             load_plugin(plugin)
-        run = execute(job.spec, folder=job.folder, progress=lambda share: _queue.put((job.key, share)))
+        run = execute(job.spec, folder=job.folder, key=job.key, observer=_Reporter(job.key))
         record = run.record
     except UsageError as error:
         record = failed(job, str(error))
@@ -124,15 +140,21 @@ def _work(job: Job) -> dict[str, Any]:
     record["provenance"] = {**record.get("provenance", {}), "cell": job.key}
     try:
         write_json(job.folder / "record.json", record)
+        discard(job.folder)
     except UsageError as error:
         record["error"] = record.get("error") or str(error)
         record["status"] = "failed"
     return record
 
 
+def opening(job: Job) -> dict[str, Any]:
+    """The record of a job as far as it is known before it starts."""
+    return {
+        "arm": job.spec.label, "seed": job.spec.seed, "data": job.spec.data.get("name"), "config": job.spec.plain(),
+        "provenance": {"cell": job.key},
+    }  # fmt: skip
+
+
 def failed(job: Job, reason: str) -> dict[str, Any]:
     """The record of a job that did not come to train."""
-    return {
-        "status": "failed", "error": reason, "arm": job.spec.label, "seed": job.spec.seed, "data": job.spec.data.get("name"),
-        "config": job.spec.plain(), "test": {}, "curve": [], "provenance": {"cell": job.key},
-    }  # fmt: skip
+    return {**opening(job), "status": "failed", "error": reason, "test": {}, "curve": []}

@@ -57,7 +57,10 @@ class Optimizer:
 
 @dataclass
 class TrainerOptions:
-    """How a run is carried out. accumulate: micro-batches per step, each of batch_size. checks: validations per run."""
+    """How a run is carried out. accumulate: micro-batches per step, each of batch_size. checks: validations per run.
+
+    checkpoint_seconds: how often the state of an unfinished run is written; 0 = after every step, null = never.
+    """
 
     accelerator: str = "auto"
     precision: str = "auto"
@@ -66,6 +69,7 @@ class TrainerOptions:
     compile: bool = False
     batch_size: int = 64
     checks: int = 15
+    checkpoint_seconds: float | None = 30.0
 
 
 @dataclass
@@ -263,7 +267,7 @@ def _check_values(config: Config) -> None:
             raise UsageError(f"{name}={number} must be above 0")
     for name, number in {
         "optimizer.weight_decay": config.optimizer.weight_decay, "optimizer.clip": config.optimizer.clip,
-        "workers": config.workers, "seed": config.seed,
+        "workers": config.workers, "seed": config.seed, "trainer.checkpoint_seconds": config.trainer.checkpoint_seconds or 0,
     }.items():  # fmt: skip
         if not number >= 0:
             raise UsageError(f"{name}={number} must be at least 0")

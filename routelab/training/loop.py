@@ -15,9 +15,12 @@ import torch
 from baselines.contract import Arm, ArmSpec, make_arm
 from routelab.data.contract import DataSet, load
 from routelab.training.config import ArmChoice, Budget, Config, Optimizer, TrainerOptions
-from routelab.training.module import Endless, NotFiniteError, Progress, Slices, TrainingModule
+from routelab.training.module import Endless, NotFiniteError, Observer, Slices, TrainingModule
 from routelab.training.record import provenance
+from routelab.training.state import Checkpoint
 from routers.errors import UsageError
+
+WEIGHTS = "weights.ckpt"
 
 
 @dataclass(frozen=True)
@@ -63,11 +66,18 @@ class Run:
 
 
 def execute(
-    spec: RunSpec, *, folder: Path | None = None, progress: Progress = lambda share: None, data: DataSet | None = None
+    spec: RunSpec,
+    *,
+    folder: Path | None = None,
+    key: str | None = None,
+    observer: Observer | None = None,
+    data: DataSet | None = None,
 ) -> Run:
     """Train, test and record one run. A failure of the work itself is a record with status "failed", not an exception.
 
     folder: where the trained weights are left as `weights.ckpt`, loadable with `torch.load(weights_only=True)`.
+    key: the run's address. With a folder and a key, the state of the run is written there every
+    `trainer.checkpoint_seconds`, and a run that finds its own state goes on from it, to the same bits on a CPU.
     """
     _quiet()
     started = time.perf_counter()
@@ -90,7 +100,8 @@ def execute(
         "causal": arm.causal,
         "batch_coupled": arm.batch_coupled,
     }
-    module = TrainingModule(arm, data, spec.seed, spec.budget, spec.optimizer, spec.trainer, progress)
+    checkpoint = None if folder is None or key is None else Checkpoint(folder, key, spec.trainer.checkpoint_seconds)
+    module = TrainingModule(arm, data, spec.seed, spec.budget, spec.optimizer, spec.trainer, observer or Observer(), checkpoint)
     try:
         if arm.fit_outside_loop:
             _outside(arm, data, module)
@@ -122,6 +133,8 @@ def execute(
         "seconds": module._seconds,
         "seconds_total": time.perf_counter() - started,
         "curve": module.curve,
+        "resumed_at": module.resumed_at,
+        "problems": [checkpoint.problem] if checkpoint is not None and checkpoint.problem else [],
     }
     return Run(record, arm if record["status"] == "ok" else None)
 
@@ -157,7 +170,7 @@ def _inside(arm: Arm, data: DataSet, module: TrainingModule, spec: RunSpec, fold
     trainer.test(module, Slices(len(data.test)), verbose=False)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-        trainer.save_checkpoint(folder / "weights.ckpt", weights_only=True)
+        trainer.save_checkpoint(folder / WEIGHTS, weights_only=True)
 
 
 def _outside(arm: Arm, data: DataSet, module: TrainingModule) -> None:

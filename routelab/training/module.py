@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -23,10 +23,26 @@ from experts.initialisation import key
 from routelab.data.contract import DataSet, Order
 from routelab.training.config import Budget, Optimizer, TrainerOptions
 from routelab.training.flops import Ledger
+from routelab.training.state import Checkpoint
 from routelab.training.telemetry import Tally
 
-Progress = Callable[[float], None]
 _EVALUATION_BATCH = 512
+
+
+class Observer:
+    """Is told what happens to a run. This one ignores it."""
+
+    def spent(self, share: float) -> None:
+        """`share` of the budget is spent, 0 to 1."""
+
+    def point(self, point: Mapping[str, float]) -> None:
+        """A point of the curve is there. A resumed run tells all its earlier points again, first."""
+
+
+_COUNTERS = (
+    "step", "stage", "check", "curve", "validation", "telemetry", "_losses", "_first", "_seconds",
+)  # fmt: skip
+"""What the module itself counts, by attribute."""
 
 
 class NotFiniteError(Exception):
@@ -65,12 +81,14 @@ class TrainingModule(pl.LightningModule):
         budget: Budget,
         optimizer: Optimizer,
         options: TrainerOptions,
-        progress: Progress,
+        observer: Observer,
+        checkpoint: Checkpoint | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.arm, self.data, self.seed_value = arm, data, seed
-        self.budget, self.settings, self.options, self.report_progress = budget, optimizer, options, progress
+        self.budget, self.settings, self.options, self.observer = budget, optimizer, options, observer
+        self.checkpoint = checkpoint
         self.order = Order(len(data.train), options.batch_size, seed)
         self.ledger, self.step, self.stage, self.check = Ledger(), 0, 0, 0
         self.curve: list[dict[str, float]] = []
@@ -79,6 +97,7 @@ class TrainingModule(pl.LightningModule):
         self.telemetry: dict[str, float] = {}
         self.whole_run = Tally()
         self.measured_forward: float | None = None
+        self.resumed_at: int | None = None
         self._since_check, self._losses = Tally(), {}  # type: ignore[var-annotated]
         self._first: list[Tensor] | None = None
         self._seconds = self._said = 0.0
@@ -87,8 +106,8 @@ class TrainingModule(pl.LightningModule):
 
     # Optimizer and schedule
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return self._new_optimizer()
+    def configure_optimizers(self) -> None:
+        """None for Lightning: every stage has an optimizer of its own, made when the stage begins."""
 
     def _new_optimizer(self) -> torch.optim.Optimizer:
         """AdamW; weight decay on matrices only. The fused kernel is the fastest on a CPU as on a GPU."""
@@ -122,8 +141,37 @@ class TrainingModule(pl.LightningModule):
         data = self.data
         train, validation, test = (part.to(self.device) for part in (data.train, data.validation, data.test))
         self.data = replace(data, train=train, validation=validation, test=test)
-        self.optimizer = self.optimizers(use_pl_optimizer=False)
-        self.arm.begin(0)
+        state = None if self.checkpoint is None else self.checkpoint.load(self.device)
+        if state is None:
+            self.arm.begin(0)
+            self.optimizer = self._new_optimizer()
+        else:
+            self._restore(state)
+
+    def _state(self) -> dict[str, Any]:
+        """Everything that later steps, and the record, depend on. Plain data and tensors only."""
+        return {
+            "arm": self.arm.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "ledger": vars(self.ledger),
+            "tallies": {"whole_run": vars(self.whole_run), "since_check": vars(self._since_check)},
+            "counters": {name: getattr(self, name) for name in _COUNTERS},
+        }
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        for name in _COUNTERS:
+            setattr(self, name, state["counters"][name])
+        # Each stage may freeze parts and make others, so they are entered in order before their values are filled in.
+        for stage in range(self.stage + 1):
+            self.arm.begin(stage)
+        self.arm.load_state_dict(state["arm"])
+        self.optimizer = self._new_optimizer()
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.ledger = Ledger(**state["ledger"])
+        self.whole_run, self._since_check = (Tally(**state["tallies"][name]) for name in ("whole_run", "since_check"))
+        self.resumed_at = self.step
+        for point in self.curve:
+            self.observer.point(point)
 
     def training_step(self, chunk: Any, index: int) -> None:
         """Steps up to the next check, or to the end of the budget."""
@@ -134,6 +182,8 @@ class TrainingModule(pl.LightningModule):
             share = self.spent()
             if share >= self._stage_ends[self.stage] and self.stage + 1 < len(self._stage_ends):
                 self.stage += 1
+                # Gradients of what is frozen now would still count in the norm that is clipped.
+                self.arm.zero_grad(set_to_none=True)
                 self.arm.begin(self.stage)
                 self.optimizer = self._new_optimizer()
             self._optimizer_step(share)
@@ -141,13 +191,22 @@ class TrainingModule(pl.LightningModule):
             share = self.spent()
             if self._seconds - self._said > 0.5:
                 self._said = self._seconds
-                self.report_progress(min(share, 1.0))
+                self.observer.spent(min(share, 1.0))
             # The tolerance is for shares that are sums of binary fractions.
             if share >= min(next_check, 1.0) - 1e-9:
                 break
+            started += self._save_if_due()
         self.check = int(share * self.options.checks + 1e-9)
         if share >= 1 - 1e-9:
             self.trainer.should_stop = True
+
+    def _save_if_due(self) -> float:
+        """Write the state if it is time; returns the seconds that took."""
+        if self.checkpoint is None or not self.checkpoint.due():
+            return 0.0
+        before = time.perf_counter()
+        self.checkpoint.save(self._state())
+        return time.perf_counter() - before
 
     def _optimizer_step(self, share: float) -> None:
         rate = self._rate(share)
@@ -218,10 +277,14 @@ class TrainingModule(pl.LightningModule):
         point |= {f"val/{name}": value for name, value in self.validation.items()}
         point |= {f"router/{name}": value for name, value in self.telemetry.items()}
         self.curve.append(point)
+        self.observer.point(point)
         self._since_check, self._losses = Tally(), {}
         for name in ("train/loss", "val/loss"):
             if not math.isfinite(point[name]):
                 raise NotFiniteError(f"{name} was {point[name]} at step {self.step}")
+        # Never at the end of the budget: a resumed run has a step to go.
+        if self.spent() < 1 - 1e-9:
+            self._save_if_due()
 
     def on_test_epoch_start(self) -> None:
         self._tally, self._sums = Tally(), {}

@@ -12,6 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,23 @@ _QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
 _IMPATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
 
 
+_FLUSH_SECONDS = 5.0
+_EVERY_POINT = "flops"
+"""A key that every point of a curve has."""
+
+
+@dataclass
+class _Live:
+    """A run that is going on. steps: the points that are written or waiting. totals: keys written by an earlier call."""
+
+    start: int
+    steps: set[int] = field(default_factory=set)
+    totals: set[str] = field(default_factory=set)
+    waiting: list[tuple[int, Mapping[str, Any]]] = field(default_factory=list)
+    written: float = 0.0
+    dropped: int = 0
+
+
 class Tracker:
     """One experiment in one MLflow store.
 
@@ -52,6 +70,7 @@ class Tracker:
         self.experiment = experiment
         self.problems: list[str] = []
         self._mlflow: Any = None
+        self._live: dict[str, _Live] = {}
         self._experiment_id = ""
 
     def open(self) -> None:
@@ -114,32 +133,120 @@ class Tracker:
         return found
 
     def log_record(self, record: Mapping[str, Any], parent_id: str | None, name: str) -> str:
-        """Writes one record as a run, below the parent if there is one; returns the run id, empty if that failed."""
-        run_id = ""
-        written = False
-        end = int(time.time() * 1000)
-        start = end - int(1000 * (finite(record.get("seconds")) or 0.0))
-        with self._guard(f"the run {name!r} was not recorded completely"):
-            tags = _tags(record)
-            if parent_id:
-                tags["mlflow.parentRunId"] = parent_id
-            run = self._client.create_run(self._experiment_id, start_time=start, tags=tags, run_name=name)
+        """Writes one whole record as a run, below the parent if there is one; returns the run id, empty if that failed.
+
+        An unfinished run of the same cell is taken up again; what it has already is not written twice.
+        """
+        run_id = self.start_run(record, parent_id, name, seconds=finite(record.get("seconds")) or 0.0)
+        return self.end_run(run_id, record, name)
+
+    def start_run(self, opening: Mapping[str, Any], parent_id: str | None, name: str, seconds: float = 0.0) -> str:
+        """Starts the run of a cell, or takes up an unfinished one; its id, empty if that failed.
+
+        opening: the record as far as it is known (config, arm, seed, data, provenance.cell). seconds: how long the run
+        has been going on already.
+        """
+        run_id = created = ""
+        cell = _provenance(opening).get("cell")
+        with self._guard(f"the run {name!r} was not recorded"):
+            found = self._unfinished(str(cell), parent_id) if cell else None
+            params = _params(opening)
+            if found is None:
+                tags = {CELL_TAG: str(cell)} if cell else {}
+                if parent_id:
+                    tags["mlflow.parentRunId"] = parent_id
+                start = int(1000 * (time.time() - seconds))
+                run = self._client.create_run(self._experiment_id, start_time=start, tags=tags, run_name=name)
+                created = run.info.run_id
+                begun = _Live(start)
+            else:
+                run = found
+                self._client.update_run(run.info.run_id, status="RUNNING")
+                history = self._client.get_metric_history(run.info.run_id, _EVERY_POINT)
+                begun = _Live(run.info.start_time, {point.step for point in history}, set(run.data.metrics))
+                params = {key: value for key, value in params.items() if key not in run.data.params}
+            self._log(run.info.run_id, params=params)
+            self._live[run.info.run_id] = begun
             run_id = run.info.run_id
-            values, dropped = _metrics(record, start)
+        if created and not run_id:
+            # A run without its settings must not look alive.
+            with contextlib.suppress(Exception):
+                self._client.set_terminated(created, status="FAILED")
+        return run_id
+
+    def log_points(self, run_id: str, points: Iterable[Mapping[str, Any]], *, now: bool = False) -> None:
+        """Adds points to a run's curve. They are written together, every few seconds, or at once with `now`."""
+        live = self._live.get(run_id)
+        if live is None:
+            return
+        for point in points:
+            step = int(finite(point.get("step")) or 0)
+            if step not in live.steps:
+                live.steps.add(step)
+                live.waiting.append((step, point))
+        if not live.waiting or (not now and time.monotonic() - live.written < _FLUSH_SECONDS):
+            return
+        with self._guard("points of a curve were not recorded"):
+            batch: list[tuple[str, float, int, int]] = []
+            for step, point in live.waiting:
+                values = _Values(live.start)
+                for key, value in point.items():
+                    if key != "step":
+                        values.add(key, value, finite(point.get("seconds")) or 0.0, step)
+                live.dropped += values.dropped
+                # A point is written whole or not at all, so that a resumed run knows which it has.
+                if len(batch) + len(values.found) > _METRICS_PER_BATCH:
+                    self._log(run_id, metrics=batch)
+                    batch = []
+                batch += values.found
+            self._log(run_id, metrics=batch)
+            live.waiting, live.written = [], time.monotonic()
+
+    def end_run(self, run_id: str, record: Mapping[str, Any], name: str) -> str:
+        """Writes what a finished record adds, and ends the run; its id, empty if something could not be written."""
+        live = self._live.get(run_id)
+        if live is None:
+            return ""
+        before, written = len(self.problems), False
+        self.log_points(run_id, record.get("curve") or [], now=True)
+        with self._guard(f"the run {name!r} was not recorded completely"):
+            values = _totals(record, live.start)
+            self._log(run_id, tags=_tags(record), metrics=[value for value in values.found if value[0] not in live.totals])
+            dropped = live.dropped + values.dropped
             if dropped:
                 self._client.set_tag(run_id, "routelab.values_not_finite", str(dropped))
-            self._log(run_id, params=_params(record), metrics=values)
             diff = _provenance(record).get("git_diff")
             if diff:
                 self._client.log_text(run_id, str(diff), "git_diff.txt")
-            status = "FINISHED" if record.get("status") == "ok" else "FAILED"
-            self._client.set_terminated(run_id, status=status, end_time=end)
-            written = True
-        if run_id and not written:
+            status = "FINISHED" if record.get("status") == "ok" and len(self.problems) == before else "FAILED"
+            self._client.set_terminated(run_id, status=status)
+            written = len(self.problems) == before
+        if not written:
             # A half-written run must not look alive, nor finished.
             with contextlib.suppress(Exception):
                 self._client.set_terminated(run_id, status="FAILED")
+        del self._live[run_id]
         return run_id if written else ""
+
+    def stop(self) -> None:
+        """Ends the runs that are still going on as KILLED; they can be taken up again."""
+        for run_id in list(self._live):
+            self.log_points(run_id, [], now=True)
+            self.finish(run_id, "KILLED")
+            del self._live[run_id]
+
+    def _unfinished(self, cell: str, parent_id: str | None) -> Any:
+        """The newest run of this cell that did not end by itself, below the same parent; None if there is none."""
+        page = self._client.search_runs(
+            [self._experiment_id],
+            filter_string=f"tags.`{CELL_TAG}` = '{cell}'",
+            max_results=100,
+            order_by=["attributes.start_time DESC"],
+        )
+        for run in page:
+            if run.info.status in ("RUNNING", "KILLED") and run.data.tags.get("mlflow.parentRunId", "") == (parent_id or ""):
+                return run
+        return None
 
     def log_artifacts(self, run_id: str, paths: Iterable[str | Path]) -> None:
         """Copies files, and folders under their own name, into a run's artifacts."""
@@ -355,37 +462,35 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return flat
 
 
-def _metrics(record: Mapping[str, Any], start: int) -> tuple[list[tuple[str, float, int, int]], int]:
-    """Every number of a record as (key, value, milliseconds, step), and how many were left out as not finite."""
-    found: list[tuple[str, float, int, int]] = []
-    dropped = 0
+class _Values:
+    """Numbers on their way into the store as (key, value, milliseconds, step), and how many were not finite."""
 
-    def add(key: str, value: object, seconds: float, step: int) -> None:
-        nonlocal dropped
+    def __init__(self, start: int) -> None:
+        self.start, self.dropped = start, 0
+        self.found: list[tuple[str, float, int, int]] = []
+
+    def add(self, key: str, value: object, seconds: float, step: int) -> None:
         number = finite(value)
         if number is not None:
-            found.append((_key(key), number, start + int(1000 * seconds), step))
+            self.found.append((_key(key), number, self.start + int(1000 * seconds), step))
         elif value is not None and not isinstance(value, str):
-            dropped += 1
+            self.dropped += 1
 
-    last = 0
-    for index, point in enumerate(record.get("curve") or []):
-        step = finite(point.get("step"))
-        last = index if step is None else int(step)
-        for key, value in point.items():
-            if key != "step":
-                add(key, value, finite(point.get("seconds")) or 0.0, last)
+
+def _totals(record: Mapping[str, Any], start: int) -> _Values:
+    """The numbers of a record that stand once: quality, cost, telemetry at the end."""
+    values = _Values(start)
     seconds = finite(record.get("seconds")) or 0.0
-    steps = finite(record.get("steps"))
-    last = last if steps is None else int(steps)
+    points = record.get("curve") or []
+    last = int(finite(record.get("steps")) or (finite(points[-1].get("step")) if points else 0.0) or 0)
     for group in ("test", "validation", "telemetry"):
         for key, value in (record.get(group) or {}).items():
-            add(f"{group}/{key}", value, seconds, last)
+            values.add(f"{group}/{key}", value, seconds, last)
     for key in _COSTS:
-        add(f"cost/{key}", record.get(key), seconds, last)
+        values.add(f"cost/{key}", record.get(key), seconds, last)
     for key in ("drop_rate", "load_cv"):
-        add(f"routing/{key}", record.get(key), seconds, last)
-    return found, dropped
+        values.add(f"routing/{key}", record.get(key), seconds, last)
+    return values
 
 
 def _key(key: object) -> str:

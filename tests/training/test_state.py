@@ -1,0 +1,270 @@
+"""A run that is cut off anywhere and resumed is the run that was never cut off, to the bit."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from baselines.contract import Arm, ArmSpec, Flops, Prediction, Stage, StepLoss, register_baseline
+from baselines.registry import BASELINES
+from routelab.data.contract import load
+from routelab.training.config import Budget, Optimizer, TrainerOptions
+from routelab.training.loop import RunSpec, execute
+from routelab.training.module import Observer, TrainingModule
+from routelab.training.state import FILE, Checkpoint
+from routers.contract import Router, Routing
+from routers.plans import TopK
+from routers.registry import ROUTERS, only_for_now, register_router
+
+SMALL = {"name": "vit", "d_model": 16, "depth": 1, "heads": 2, "hidden": 32}
+
+
+@pytest.fixture(scope="module")
+def data():
+    return load("digits")
+
+
+def spec(name="switch", **changes):
+    trainer = TrainerOptions(batch_size=16, accumulate=2, checks=3, checkpoint_seconds=0.0)
+    made = RunSpec(name, ArmSpec(name, SMALL, {"count": 4}), 3, {"name": "digits"}, Budget(steps=9), Optimizer(), trainer)
+    return replace(made, **changes)
+
+
+def result(run):
+    """Everything of a record that a resumed run must reproduce: all but the clock and the way it came about."""
+    record = {key: value for key, value in run.record.items() if not key.startswith("seconds") and key != "resumed_at"}
+    record["curve"] = [{key: value for key, value in point.items() if key != "seconds"} for point in record["curve"]]
+    return record
+
+
+class PowerCutError(Exception):
+    """The power goes off."""
+
+
+def cut_at(monkeypatch, step):
+    real = TrainingModule._optimizer_step
+
+    def until(self, share):
+        if self.step == step:
+            raise PowerCutError
+        real(self, share)
+
+    monkeypatch.setattr(TrainingModule, "_optimizer_step", until)
+
+
+def resumed(monkeypatch, data, folder, made, step):
+    with monkeypatch.context() as patch:
+        cut_at(patch, step)
+        with pytest.raises(PowerCutError):
+            execute(made, data=data, folder=folder, key="k")
+    return execute(made, data=data, folder=folder, key="k")
+
+
+@pytest.mark.parametrize("step", [1, 3, 4, 8])
+def test_cut_anywhere(monkeypatch, data, tmp_path, step):
+    """Steps 3 and 6 end with a check; 1, 4 and 8 lie inside a chunk."""
+    whole = execute(spec(), data=data)
+    again = resumed(monkeypatch, data, tmp_path, spec(), step)
+    assert again.record["resumed_at"] == step
+    assert result(again) == result(whole)
+    for name, value in whole.arm.state_dict().items():
+        assert torch.equal(again.arm.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize("name", ["dense", "top2", "expert_choice", "hash", "soft"])
+def test_every_arm(monkeypatch, data, tmp_path, name):
+    whole = execute(spec(name), data=data)
+    assert result(resumed(monkeypatch, data, tmp_path, spec(name), 4)) == result(whole)
+
+
+def test_budgets_in_flops_and_cut_twice(monkeypatch, data, tmp_path):
+    made = spec(budget=Budget(flops=3e7))
+    whole = execute(made, data=data)
+    assert whole.record["steps"] > 6
+    with monkeypatch.context() as patch:
+        cut_at(patch, 2)
+        with pytest.raises(PowerCutError):
+            execute(made, data=data, folder=tmp_path, key="k")
+    assert result(resumed(monkeypatch, data, tmp_path, made, 5)) == result(whole)
+
+
+def test_state_of_routers(monkeypatch, data, tmp_path):
+    """Buffers that `update` moves after each step (biases, multipliers) are part of the state."""
+    with only_for_now(ROUTERS):
+
+        @register_router("biased")
+        class Biased(Router):
+            def __init__(self, d_model, num_experts):
+                super().__init__(d_model, num_experts)
+                self.weight = nn.Parameter(torch.zeros(num_experts, d_model))
+                self.register_buffer("bias", torch.zeros(num_experts))
+                self.register_buffer("load", torch.zeros(num_experts))
+
+            def forward(self, inputs):
+                logits = inputs.x_TD @ self.weight.T
+                expert = (logits + self.bias).topk(1).indices
+                if self.training:
+                    self.load += torch.bincount(expert.flatten(), minlength=self.num_experts)
+                return Routing(TopK(expert, logits.sigmoid().gather(1, expert), self.num_experts))
+
+            def update(self):
+                self.bias += 0.01 * torch.sign(self.load.mean() - self.load)
+                self.load.zero_()
+
+        whole = execute(spec("biased"), data=data)
+        assert whole.arm.mixtures[0].router.bias.any()
+        assert result(resumed(monkeypatch, data, tmp_path, spec("biased"), 4)) == result(whole)
+
+
+@pytest.mark.parametrize("step", [2, 5, 6, 8])
+def test_stages(monkeypatch, data, tmp_path, step):
+    """PowerCutError in either stage: what is frozen, and the optimizer's moments, come back."""
+    with only_for_now(BASELINES):
+
+        @register_baseline("staged")
+        class Staged(Arm):
+            def build(self, task, seed, *, sizing=False):
+                self.task = task
+                torch.manual_seed(seed)
+                self.parts = nn.ModuleList(nn.Linear(64, task.outputs) for _ in range(2))
+
+            def stages(self):
+                return (Stage("first"), Stage("second"))
+
+            def begin(self, stage):
+                for number, part in enumerate(self.parts):
+                    part.requires_grad_(number == stage)
+
+            def outputs(self, batch):
+                return sum(part(batch.inputs.flatten(1)) for part in self.parts)
+
+            def loss(self, batch, index):
+                return StepLoss(self.task.loss(self.outputs(batch), batch.targets).mean(), Flops(1.0, 1.0))
+
+            def predict(self, batch):
+                return Prediction(self.outputs(batch), Flops(1.0, 1.0))
+
+            def flops_per_example(self):
+                return 1.0
+
+        whole = execute(spec("staged"), data=data)
+        assert whole.record["status"] == "ok", whole.record["error"]
+        again = resumed(monkeypatch, data, tmp_path, spec("staged"), step)
+        assert again.record["error"] is None
+        assert result(again) == result(whole)
+
+
+def test_another_runs_state_is_not_taken(monkeypatch, data, tmp_path):
+    whole = execute(spec(), data=data)
+    with monkeypatch.context() as patch:
+        cut_at(patch, 4)
+        with pytest.raises(PowerCutError):
+            execute(spec("dense"), data=data, folder=tmp_path, key="another")
+    again = execute(spec(), data=data, folder=tmp_path, key="k")
+    assert again.record["resumed_at"] is None
+    assert result(again) == result(whole)
+
+
+def test_a_damaged_state_is_said_and_the_run_starts_anew(data, tmp_path):
+    (tmp_path / FILE).write_bytes(b"PK\x03\x04 not a checkpoint")
+    again = execute(spec(), data=data, folder=tmp_path, key="k")
+    assert again.record["status"] == "ok"
+    assert again.record["resumed_at"] is None
+    whole = execute(spec(), data=data)
+    assert again.record["test"] == whole.record["test"]
+    checkpoint = Checkpoint(tmp_path, "k", None)
+    (tmp_path / FILE).write_bytes(b"PK\x03\x04 not a checkpoint")
+    assert checkpoint.load(torch.device("cpu")) is None
+    assert "is damaged" in checkpoint.problem
+
+
+def test_a_full_disk_costs_the_way_back_only(data, tmp_path, monkeypatch):
+    real = torch.save
+
+    def full(value, place, *rest, **options):
+        if str(place).endswith(str(os.getpid())):
+            raise RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed")
+        return real(value, place, *rest, **options)
+
+    monkeypatch.setattr(torch, "save", full)
+    run = execute(spec(), data=data, folder=tmp_path, key="k")
+    assert run.record["status"] == "ok"
+    assert "cannot be resumed" in run.record["problems"][0]
+    assert not (tmp_path / FILE).exists()
+
+
+def test_the_observer_hears_every_point_once_more(monkeypatch, data, tmp_path):
+    heard = []
+
+    class Listener(Observer):
+        def point(self, point):
+            heard.append(point["step"])
+
+    with monkeypatch.context() as patch:
+        cut_at(patch, 7)
+        with pytest.raises(PowerCutError):
+            execute(spec(), data=data, folder=tmp_path, key="k", observer=Listener())
+    assert heard == [3, 6]
+    execute(spec(), data=data, folder=tmp_path, key="k", observer=Listener())
+    assert heard == [3, 6, 3, 6, 9]
+
+
+PROGRAM = """
+import sys, torch
+torch.set_num_threads(1)
+from routelab.comparison.single import train
+train(sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+def test_killed_with_signal_9(tmp_path):
+    """A real process, killed from outside at a moment of no one's choosing; its MLflow run goes on too."""
+    mlflow = pytest.importorskip("mlflow")
+
+    def words(name, *more):
+        return [
+            f"output={tmp_path}/{name}", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db", "arm=top2", "backbone.d_model=16",
+            "backbone.depth=1", "backbone.heads=2", "budget.steps=150", "trainer.batch_size=16", "trainer.checks=30",
+            "trainer.checkpoint_seconds=0", f"tracking.experiment={name}", *more,
+        ]  # fmt: skip
+
+    from routelab.comparison.single import train
+
+    whole = train(words("whole"))
+    folder = Path(tmp_path / "cut" / "top2-s0")
+    process = subprocess.Popen([sys.executable, "-c", PROGRAM, *words("cut")])
+    deadline = time.monotonic() + 120
+    while not (folder / FILE).exists() or _step(folder) < 40:
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    again = train(words("cut"))
+    assert again.record["resumed_at"] >= 40
+    left = {"seconds", "seconds_total", "resumed_at", "folder", "provenance", "config"}
+    for key in whole.record.keys() - left - {"curve"}:
+        assert again.record[key] == whole.record[key], key
+    timeless = [[{k: v for k, v in p.items() if k != "seconds"} for p in run.record["curve"]] for run in (whole, again)]
+    assert timeless[0] == timeless[1]
+    weights = [torch.load(tmp_path / name / "top2-s0" / "weights.ckpt", weights_only=True) for name in ("whole", "cut")]
+    for name, value in weights[0]["state_dict"].items():
+        assert torch.equal(weights[1]["state_dict"][name], value), name
+    assert not (folder / FILE).exists()
+
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    (run,) = client.search_runs([client.get_experiment_by_name("cut").experiment_id])
+    assert run.info.status == "FINISHED"
+    assert [point.step for point in client.get_metric_history(run.info.run_id, "val/loss")] == list(range(5, 151, 5))
+
+
+def _step(folder):
+    return torch.load(folder / FILE, weights_only=True)["counters"]["step"]
