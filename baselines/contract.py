@@ -137,6 +137,10 @@ class Arm(nn.Module):
     def update(self) -> None:
         """Called once after each optimizer step."""
 
+    def counts(self) -> Sequence[Tensor]:
+        """Tensors that `update` reads and that must first be summed over the processes of a data-parallel run."""
+        return ()
+
     @property
     def causal(self) -> bool:
         """False if a token's output may depend on later tokens through the arm's routing."""

@@ -85,6 +85,9 @@ class SingleBackbone(Arm):
         for layer in self.mixtures:
             layer.router.update()
 
+    def counts(self) -> list[Tensor]:
+        return [getattr(layer.router, name) for layer in self.mixtures for name in layer.router.counts]
+
     def flops(self, examples: int, routings: list[Routing], *, training: bool) -> Flops:
         """Model and executed FLOPs of one call: a part fixed by the shape, and the rows really dispatched."""
         positions = self.network.positions

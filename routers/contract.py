@@ -5,7 +5,7 @@ Axes: G groups, S positions, T = G * S tokens, D features, E experts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -87,6 +87,9 @@ class Router(nn.Module):
     priority: str = "position"
     """Who is dropped first when an expert is full; see `routers.capacity`."""
 
+    counts: ClassVar[Sequence[str]] = ()
+    """Buffers that training forwards add to and `update` reads and clears; summed over processes before `update`."""
+
     def __init__(self, d_model: int, num_experts: int) -> None:
         super().__init__()
         for name, value in (("d_model", d_model), ("num_experts", num_experts)):
@@ -162,8 +165,10 @@ class Router(nn.Module):
 
 @contextmanager
 def _probing(module: nn.Module, *, training: bool) -> Iterator[None]:
-    """Put a module in a mode for a while, and leave mode, gradients and the global random state as they were."""
+    """Put a module in a mode for a while, and leave mode, gradients, buffers and the global random state as they were."""
     was, gradients = module.training, [parameter.grad for parameter in module.parameters()]
+    # A router that counts its load would count the probe's tokens too.
+    buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
     with torch.random.fork_rng(devices=[]):
         module.train(training)
         module.zero_grad(set_to_none=True)
@@ -173,6 +178,9 @@ def _probing(module: nn.Module, *, training: bool) -> Iterator[None]:
             module.train(was)
             for parameter, gradient in zip(module.parameters(), gradients, strict=True):
                 parameter.grad = gradient
+            with torch.no_grad():
+                for buffer, value in buffers:
+                    buffer.copy_(value)
 
 
 def truncated_normal_(parameter: Tensor, deviation: float, generator: torch.Generator) -> None:

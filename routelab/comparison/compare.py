@@ -11,7 +11,7 @@ from typing import Any
 from routelab.comparison.cells import cell_folder, cell_key, finished
 from routelab.comparison.report import write_report
 from routelab.comparison.summary import summarise, write_results
-from routelab.comparison.workers import Job, cores, failed, opening, run_jobs
+from routelab.comparison.workers import Job, default_workers, failed, opening, run_jobs
 from routelab.data.contract import load
 from routelab.training.config import Resolved, arm_choices, flatten, resolve, seed_list
 from routelab.training.loop import RunSpec
@@ -109,7 +109,7 @@ def carry_out(ready: Plan, watch: Watch = lambda done, total, share: None) -> Co
     runs: dict[str, str] = {}
     watch(reused, len(jobs), 0.0)
     try:
-        for event in run_jobs(todo, resolved.config.workers or cores()):
+        for event in run_jobs(todo, resolved.config.workers or default_workers(resolved.config.trainer)):
             key, name = event.job.key, f"{event.job.spec.label}-s{event.job.spec.seed}"
             if event.share is not None:
                 shares[key] = event.share

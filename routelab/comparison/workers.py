@@ -6,8 +6,6 @@ import multiprocessing
 import os
 import queue
 import signal
-import threading
-import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -15,6 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from routelab.training.config import TrainerOptions
+from routelab.training.distributed import end_with_parent
 from routelab.training.loop import RunSpec, execute
 from routelab.training.module import Observer
 from routelab.training.record import write_json
@@ -48,15 +50,30 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def gpus(trainer: TrainerOptions) -> int:
+    """The GPUs that runs will use; 0 on a CPU."""
+    return torch.cuda.device_count() if trainer.accelerator in ("auto", "gpu") else 0
+
+
+def default_workers(trainer: TrainerOptions) -> int:
+    """One worker per GPU, or per core where there is none; fewer where a run takes several."""
+    return max(1, (gpus(trainer) or cores()) // trainer.devices)
+
+
 def run_jobs(jobs: list[Job], workers: int) -> Iterator[Event]:
     """Train all jobs, and tell what happens. Ctrl-C ends the workers at once; finished cells are on disk by then."""
     context = multiprocessing.get_context("spawn")
     channel = context.Queue()
     waiting = list(jobs)
+    # Runs that take several GPUs share them out themselves.
+    shared_gpus = gpus(jobs[0].spec.trainer) if jobs and jobs[0].spec.trainer.devices == 1 else 0
     by_key = {job.key: job for job in jobs}
     crashed: dict[str, int] = {}
     while waiting:
-        pool = ProcessPoolExecutor(min(workers, len(waiting)), mp_context=context, initializer=_start, initargs=(channel,))
+        pool = ProcessPoolExecutor(
+            min(workers, len(waiting)), mp_context=context, initializer=_start,
+            initargs=(channel, context.Value("i", 0), shared_gpus),
+        )  # fmt: skip
         futures: dict[Future[dict[str, Any]], Job] = {pool.submit(_work, job): job for job in waiting}
         waiting = []
         try:
@@ -94,22 +111,19 @@ def _progress(channel: Any, by_key: dict[str, Job]) -> Iterator[Event]:
             yield Event(by_key[key], share, point)
 
 
-def _start(channel: Any) -> None:
+def _start(channel: Any, started: Any, shared_gpus: int) -> None:
     global _queue  # noqa: PLW0603 - one channel per worker process
     _queue = channel
+    if shared_gpus > 1:
+        with started.get_lock():
+            number, started.value = started.value, started.value + 1
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        names = visible if len(visible) == shared_gpus else [str(i) for i in range(shared_gpus)]
+        os.environ["CUDA_VISIBLE_DEVICES"] = names[number % shared_gpus]
     # Ctrl-C reaches the whole process group; the parent decides what happens.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-    import torch
-
+    end_with_parent()
     torch.set_num_threads(1)
-
-
-def _end_with(parent: int) -> None:
-    """A parent that was killed cannot end its workers: they look for themselves."""
-    while os.getppid() == parent:
-        time.sleep(1.0)
-    os._exit(1)
 
 
 class _Reporter(Observer):

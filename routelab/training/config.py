@@ -59,6 +59,9 @@ class Optimizer:
 class TrainerOptions:
     """How a run is carried out. accumulate: micro-batches per step, each of batch_size. checks: validations per run.
 
+    devices: processes that one run is spread over, each with its share of batch_size and a device of its own (data
+    parallel). Capacity and choices across a batch are then those of each process's share.
+
     checkpoint_seconds: how often the state of an unfinished run is written; 0 = after every step, null = never.
     """
 
@@ -260,7 +263,8 @@ def _check_values(config: Config) -> None:
             raise UsageError(f"budget.{key}={value} must be above 0")
     positive = {
         "trainer.batch_size": config.trainer.batch_size, "trainer.accumulate": config.trainer.accumulate,
-        "trainer.checks": config.trainer.checks, "optimizer.lr": config.optimizer.lr, "match.tolerance": config.match.tolerance,
+        "trainer.checks": config.trainer.checks, "trainer.devices": config.trainer.devices,
+        "optimizer.lr": config.optimizer.lr, "match.tolerance": config.match.tolerance,
     }  # fmt: skip
     for name, number in positive.items():
         if not number > 0:
@@ -273,8 +277,11 @@ def _check_values(config: Config) -> None:
             raise UsageError(f"{name}={number} must be at least 0")
     if not 0 <= config.optimizer.warmup < 1:
         raise UsageError(f"optimizer.warmup={config.optimizer.warmup} must be at least 0 and below 1")
-    if config.trainer.devices != 1:
-        raise UsageError(f"trainer.devices={config.trainer.devices} must be 1: one run on several devices is not supported yet")
+    if config.trainer.batch_size % config.trainer.devices:
+        raise UsageError(
+            f"trainer.batch_size={config.trainer.batch_size} must be a multiple of trainer.devices={config.trainer.devices}: "
+            "every process takes an equal share"
+        )
     for name, value, allowed in (
         ("trainer.precision", config.trainer.precision, PRECISIONS),
         ("trainer.accelerator", config.trainer.accelerator, ("auto", "cpu", "gpu", "mps")),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,13 +14,15 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
-from baselines.contract import Arm, ArmSpec, make_arm
+from baselines.contract import Arm, ArmSpec, arm_class, make_arm
 from routelab.data.contract import DataSet, load
 from routelab.training.config import ArmChoice, Budget, Config, Optimizer, TrainerOptions
+from routelab.training.distributed import Replicas, inside, launch
 from routelab.training.module import Endless, NotFiniteError, Observer, Slices, TrainingModule
 from routelab.training.record import provenance
 from routelab.training.state import Checkpoint
 from routers.errors import UsageError
+from routers.registry import load_plugin
 
 WEIGHTS = "weights.ckpt"
 
@@ -59,7 +63,7 @@ class RunSpec:
 
 @dataclass(frozen=True)
 class Run:
-    """What `train` returns: the record, and the trained arm."""
+    """What `train` returns: the record, and the trained arm (None if it failed, or trained in processes of its own)."""
 
     record: dict[str, Any]
     arm: Arm | None
@@ -79,6 +83,8 @@ def execute(
     key: the run's address. With a folder and a key, the state of the run is written there every
     `trainer.checkpoint_seconds`, and a run that finds its own state goes on from it, to the same bits on a CPU.
     """
+    if spec.trainer.devices > 1 and not inside() and not arm_class(spec.arm.name).fit_outside_loop:
+        return _together(spec, folder, key, observer or Observer())
     _quiet()
     started = time.perf_counter()
     data = load_data(spec) if data is None else data
@@ -139,6 +145,35 @@ def execute(
     return Run(record, arm if record["status"] == "ok" else None)
 
 
+class _Teller(Observer):
+    """Tells the process that started the group."""
+
+    def __init__(self, tell: Callable[[Any], None]) -> None:
+        self.tell = tell
+
+    def spent(self, share: float) -> None:
+        self.tell(share)
+
+    def point(self, point: Mapping[str, float]) -> None:
+        self.tell(dict(point))
+
+
+def _together(spec: RunSpec, folder: Path | None, key: str | None, observer: Observer) -> Run:
+    def heard(what: float | dict[str, float]) -> None:
+        if isinstance(what, dict):
+            observer.point(what)
+        else:
+            observer.spent(what)
+
+    return Run(launch(_member, (spec, folder, key), spec.trainer.devices, heard), None)
+
+
+def _member(tell: Callable[[Any], None], spec: RunSpec, folder: Path | None, key: str | None) -> dict[str, Any]:
+    for plugin in spec.plugins:
+        load_plugin(plugin)
+    return execute(spec, folder=folder, key=key, observer=_Teller(tell)).record
+
+
 def load_data(spec: RunSpec) -> DataSet:
     """The run's data set."""
     return load(**spec.data)
@@ -148,7 +183,9 @@ def _inside(arm: Arm, data: DataSet, module: TrainingModule, spec: RunSpec, fold
     options = spec.trainer
     trainer = pl.Trainer(
         accelerator=options.accelerator,
-        devices=1,
+        devices=options.devices,
+        num_nodes=int(os.environ["WORLD_SIZE"]) // options.devices if inside() else 1,
+        strategy=Replicas() if inside() else "auto",
         precision=_precision(options),
         max_epochs=-1,
         # A check after every chunk: the module ends a chunk where a check is due.

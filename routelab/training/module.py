@@ -15,16 +15,18 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
-from baselines.contract import Arm
+from baselines.contract import Arm, Flops
 from baselines.task import Batch
 from experts.initialisation import key
 from routelab.data.contract import DataSet, Order
 from routelab.training.config import Budget, Optimizer, TrainerOptions
+from routelab.training.distributed import Books, average_gradients, rank, shared
 from routelab.training.flops import Ledger
 from routelab.training.state import Checkpoint
 from routelab.training.telemetry import Tally
+from routers.processes import processes
 
 _EVALUATION_BATCH = 512
 
@@ -98,6 +100,7 @@ class TrainingModule(pl.LightningModule):
         self.whole_run = Tally()
         self.measured_forward: float | None = None
         self.resumed_at: int | None = None
+        self.rank, self.processes = 0, 1
         self._since_check, self._losses = Tally(), {}  # type: ignore[var-annotated]
         self._first: list[Tensor] | None = None
         self._seconds = self._said = 0.0
@@ -138,6 +141,7 @@ class TrainingModule(pl.LightningModule):
     # Training
 
     def on_fit_start(self) -> None:
+        self.rank, self.processes = rank(), processes()
         data = self.data
         train, validation, test = (part.to(self.device) for part in (data.train, data.validation, data.test))
         self.data = replace(data, train=train, validation=validation, test=test)
@@ -187,7 +191,7 @@ class TrainingModule(pl.LightningModule):
                 self.arm.begin(self.stage)
                 self.optimizer = self._new_optimizer()
             self._optimizer_step(share)
-            self._seconds = before + time.perf_counter() - started
+            self._seconds = self._agreed(before + time.perf_counter() - started)
             share = self.spent()
             if self._seconds - self._said > 0.5:
                 self._said = self._seconds
@@ -200,9 +204,17 @@ class TrainingModule(pl.LightningModule):
         if share >= 1 - 1e-9:
             self.trainer.should_stop = True
 
+    def _agreed(self, seconds: float) -> float:
+        """The clock of process 0, where the budget hangs on it: all processes must end at the same step."""
+        if self.processes == 1 or self.budget.seconds is None:
+            return seconds
+        clock = torch.tensor([seconds], dtype=torch.float64, device=self.device)
+        distributed.broadcast(clock, 0)
+        return float(clock)
+
     def _save_if_due(self) -> float:
         """Write the state if it is time; returns the seconds that took."""
-        if self.checkpoint is None or not self.checkpoint.due():
+        if self.checkpoint is None or self.rank or not self.checkpoint.due():
             return 0.0
         before = time.perf_counter()
         self.checkpoint.save(self._state())
@@ -213,26 +225,34 @@ class TrainingModule(pl.LightningModule):
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
-        micro = self.options.accumulate
+        micro, books = self.options.accumulate, Books()
         for part in range(micro):
-            # All randomness of a step (jitter, random choices) is a function of (seed, step).
-            torch.manual_seed(key(self.seed_value, "step", self.step, part))
-            index = self.order.batch(self.step * micro + part).to(self.device)
+            # All randomness of a step (jitter, random choices) is a function of (seed, step), and of the process.
+            torch.manual_seed(key(self.seed_value, "step", self.step, part, *([self.rank] if self.rank else [])))
+            index = self.order.batch(self.step * micro + part)
+            if self.processes > 1:
+                index = index.chunk(self.processes)[self.rank]
+            index = index.to(self.device)
             result = self.arm.loss(self.data.train.select(index), index)
             self.manual_backward(result.total / micro)
-            self.ledger.add(result.flops)
-            self._since_check.add_work(result.routings)
-            self.whole_run.add_work(result.routings)
-            self._remember("train/loss", result.task)
-            for name, penalty in result.penalties.items():
-                self._remember(f"train/{name}_loss", penalty.raw)
-                self._remember(f"train/{name}_weighted", penalty.raw * penalty.weight)
-            if self.device.type == "cpu" and not math.isfinite(float(result.total.detach())):
-                raise NotFiniteError(f"the training loss was {float(result.total.detach())} at step {self.step}")
+            books.enter(result)
+        if self.processes > 1:
+            average_gradients(self.arm.parameters())
+            books.share(self.device)
+        self.ledger.add(Flops(books.model, books.executed))
+        for tally in (self._since_check, self.whole_run):
+            tally.add_rows(*books.rows)
+        for name, value in books.losses.items():
+            self._remember(name, value, micro)
+        if self.device.type == "cpu" and not math.isfinite(float(books.total)):
+            raise NotFiniteError(f"the training loss was {float(books.total)} at step {self.step}")
         if self.settings.clip:
             norm = torch.nn.utils.clip_grad_norm_(self.arm.parameters(), self.settings.clip)
-            self._remember("train/gradient_norm", norm)
+            self._remember("train/gradient_norm", norm, 1)
         self.optimizer.step()
+        if self.processes > 1:
+            for count in self.arm.counts():
+                distributed.all_reduce(count)
         self.arm.update()
         self.step += 1
 
@@ -248,19 +268,20 @@ class TrainingModule(pl.LightningModule):
         factor = {"cosine": 0.5 * (1 + math.cos(math.pi * rest)), "linear": 1 - rest, "constant": 1.0}[self.settings.schedule]
         return self.settings.lr * factor
 
-    def _remember(self, name: str, value: Tensor) -> None:
+    def _remember(self, name: str, value: float | Tensor, times: int) -> None:
         total, count = self._losses.get(name, (0.0, 0))
-        self._losses[name] = (total + value.detach(), count + 1)
+        self._losses[name] = (total + value, count + times)
 
     # Evaluation
 
     def on_validation_epoch_start(self) -> None:
-        self._tally, self._sums = Tally(), {}  # type: ignore[var-annotated]
+        self._begin_evaluation()
 
     def validation_step(self, bounds: tuple[int, int], index: int) -> None:
         self._evaluate(self.data.validation, bounds)
 
     def on_validation_epoch_end(self) -> None:
+        self._end_evaluation()
         self.validation = self.data.task.summary(self._sums)
         self.telemetry = self._tally.summary(self._first) | {
             name: value for name, value in self._since_check.summary().items() if name in ("drop_rate", "padding_share")
@@ -287,20 +308,40 @@ class TrainingModule(pl.LightningModule):
             self._save_if_due()
 
     def on_test_epoch_start(self) -> None:
-        self._tally, self._sums = Tally(), {}
-        self._before_test = self.ledger.evaluation
+        self._begin_evaluation()
 
     def test_step(self, bounds: tuple[int, int], index: int) -> None:
         self._evaluate(self.data.test, bounds)
 
     def on_test_epoch_end(self) -> None:
+        self._end_evaluation()
         self.test = self.data.task.summary(self._sums)
-        self.measured_forward = float(self.ledger.evaluation - self._before_test) / len(self.data.test)
+        self.measured_forward = float(self.ledger.evaluation - self._before) / len(self.data.test)
         self.test_telemetry = self._tally.summary()
 
+    def _begin_evaluation(self) -> None:
+        self._tally, self._sums, self._before = Tally(), {}, self.ledger.evaluation  # type: ignore[var-annotated]
+
+    def _end_evaluation(self) -> None:
+        """In several processes: what each of them saw becomes what all of them saw."""
+        if self.processes == 1:
+            return
+        self._sums = shared(self._sums, self.device)
+        spent = shared({"flops": self.ledger.evaluation - self._before}, self.device)["flops"]
+        self.ledger.evaluation = self._before + spent
+        parts: list[Tally] = [Tally()] * self.processes
+        distributed.all_gather_object(parts, Tally.merged([self._tally]))
+        self._tally = Tally.merged(parts)
+
     def _evaluate(self, split: Batch, bounds: tuple[int, int]) -> None:
-        batch = split.select(slice(int(bounds[0]), int(bounds[1])))
-        torch.manual_seed(key(self.seed_value, "evaluation", self.step, int(bounds[0])))
+        start, end = int(bounds[0]), int(bounds[1])
+        if self.processes > 1:
+            length = end - start
+            start, end = (start + length * (self.rank + more) // self.processes for more in (0, 1))
+        if start == end:
+            return
+        batch = split.select(slice(start, end))
+        torch.manual_seed(key(self.seed_value, "evaluation", self.step, start))
         prediction = self.arm.predict(batch)
         self.ledger.add_evaluation(prediction.flops)
         for name, value in self.data.task.statistics(prediction.outputs, batch.targets).items():

@@ -32,9 +32,7 @@ class Tally:
         """Count rows only: cheap enough for every training step."""
         for routing in routings:
             if routing.work is not None:
-                self.assigned = self.assigned + routing.work.assigned
-                self.kept = self.kept + routing.work.kept
-                self.executed = self.executed + routing.work.executed
+                self.add_rows(routing.work.assigned, routing.work.kept, routing.work.executed)
 
     def add(self, routings: Sequence[Routing], groups: int, positions: int) -> None:
         """Count everything, for `groups` x `positions` tokens."""
@@ -54,6 +52,27 @@ class Tally:
             if routing.probs is not None:
                 probs = routing.probs.double()
                 self.entropy = self.entropy - (probs * probs.clamp_min(1e-30).log()).sum()
+
+    def add_rows(self, assigned: float | Tensor, kept: float | Tensor, executed: float | Tensor) -> None:
+        """Count rows that were counted elsewhere."""
+        self.assigned, self.kept, self.executed = self.assigned + assigned, self.kept + kept, self.executed + executed
+
+    @classmethod
+    def merged(cls, parts: Sequence[Tally]) -> Tally:
+        """One tally of several processes' parts, on the CPU; the parts' tokens in the order of the processes."""
+        whole = cls()
+        for part in parts:
+            for layer, load in enumerate(part.load_LE):
+                if layer == len(whole.load_LE):
+                    whole.load_LE.append(torch.zeros_like(load, device="cpu"))
+                    whole.first_LT.append([])
+                whole.load_LE[layer] = whole.load_LE[layer] + load.cpu()
+                whole.first_LT[layer] += [piece.cpu() for piece in part.first_LT[layer]]
+            whole.tokens += part.tokens
+            whole.unrouted = float(whole.unrouted) + float(part.unrouted)
+            whole.entropy = float(whole.entropy) + float(part.entropy)
+            whole.add_rows(float(part.assigned), float(part.kept), float(part.executed))
+        return whole
 
     def first(self) -> list[Tensor]:
         """The expert with the largest share of each token, per layer; for churn."""

@@ -1,0 +1,24 @@
+"""Training in several processes: the few sums that a router must take over all of them.
+
+One process of a data-parallel run sees its share of the batch. A loss that is a mean over tokens is right all the same, as
+gradients are averaged; a product of two means (balance) is not, and neither is a count that `update` reads.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, distributed
+
+
+def processes() -> int:
+    """How many processes train together; 1 outside a process group."""
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+def total(value: Tensor) -> Tensor:
+    """The sum of `value` over all processes, without gradient. In a training forward only: evaluation shares no batches."""
+    if processes() == 1 or not torch.is_grad_enabled():
+        return value
+    value = value.detach().clone()
+    distributed.all_reduce(value)
+    return value
