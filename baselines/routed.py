@@ -62,10 +62,17 @@ class Routed(SingleBackbone):
 
     def build(self, task: Task, seed: int, *, sizing: bool = False) -> None:
         super().build(task, seed, sizing=sizing)
-        if not sizing:
-            # After the initial values are drawn, which a router's table may be one of.
-            for layer in self.mixtures:
-                layer.router.calibrate(token_counts=task.token_counts)
+        offered = {"token_counts": task.token_counts, "embeddings": self.network.token_embeddings()}
+        for layer in self.mixtures:
+            for name in layer.router.needs:
+                if offered[name] is None:
+                    raise ValueError(
+                        f"the router under these options needs {name.replace('_', ' ')}, which "
+                        f"{f'data {task.name!r}' if name == 'token_counts' else 'this backbone'} does not offer"
+                    )
+            if not sizing:
+                # After the initial values are drawn, which a router's table may be one of.
+                layer.router.calibrate(**offered)
         if not self.mixtures:
             raise ValueError(
                 f"backbone.moe_every is {self.spec.backbone.get('moe_every')}, more than there are layers, so none is routed"

@@ -291,5 +291,5 @@ def test_balanced_hash_can_be_sized():
 
 
 def test_balanced_hash_without_counts_is_refused():
-    with pytest.raises(UsageError, match="needs the training frequencies"):
+    with pytest.raises(UsageError, match="needs token counts"):
         arm_of("hash", router={"method": "balanced", "vocab_size": 50})

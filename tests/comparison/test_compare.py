@@ -7,7 +7,7 @@ import pytest
 
 from routelab.comparison import compare as module
 from routelab.comparison.compare import compare
-from routelab.training.config import resolve
+from routelab.training.config import arm_choices, resolve
 from routers.errors import UsageError
 
 COLUMNS = (
@@ -117,3 +117,17 @@ def test_cell_keys_follow_what_decides_the_result(tmp_path):
     assert keys("workers=2", "tracking.experiment=other") == plain
     assert not set(keys("optimizer.lr=0.1")) & set(plain)
     assert set(keys("seeds=3")) > set(plain)
+
+
+def test_a_cell_key_follows_the_content_of_a_file_that_an_option_names(tmp_path):
+    def key(path):
+        config = resolve(words(tmp_path, "arms=[hash]")).config
+        spec = module.RunSpec.of(config, arm_choices(config, [{"name": "hash", "embeddings": str(path)}])[0], 0)
+        return module.cell_key(spec, "digest")
+
+    (tmp_path / "a.npy").write_bytes(b"1")
+    (tmp_path / "b.npy").write_bytes(b"1")
+    before = key(tmp_path / "a.npy")
+    assert key(tmp_path / "b.npy") == before, "where a file lies decides nothing"
+    (tmp_path / "a.npy").write_bytes(b"2")
+    assert key(tmp_path / "a.npy") != before

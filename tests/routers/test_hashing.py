@@ -1,7 +1,9 @@
 """Hash routing: what is hashed, the tables, and what each method needs."""
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from experts.initialisation import initialise
 from routers.contract import RouterInput
@@ -144,3 +146,95 @@ def test_hash_projection_costs_its_forward_only(make_router):
     cost = make_router("hash_projection").cost(2, 6)
     assert (cost.forward, cost.backward) == (2 * 12 * D * 12, 0)
     assert make_router("hash").cost(2, 6).training == 0
+
+
+# --- clusters of embeddings ---
+
+
+def blobs(seed=0):
+    """18 tokens in three clear clusters of six, in a shuffled order: (18, D) and the cluster of each."""
+    generator = torch.Generator().manual_seed(seed)
+    cluster = torch.arange(3).repeat_interleave(6)[torch.randperm(18, generator=generator)]
+    return torch.eye(3, D)[cluster] * 10 + 0.1 * torch.randn(18, D, generator=generator), cluster
+
+
+def same_partition(a, b):
+    return torch.equal(a.unsqueeze(0) == a.unsqueeze(1), b.unsqueeze(0) == b.unsqueeze(1))
+
+
+def save(path, table):
+    if path.suffix == ".npy":
+        np.save(path, table.numpy())
+    elif path.suffix == ".pt":
+        torch.save({"embedding.weight": table, "step": torch.tensor(3)}, path)
+    else:
+        save_file({"wte": table}, path)
+    return str(path)
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".pt", ".safetensors"])
+def test_clusters_of_a_table_that_the_user_brings(tmp_path, suffix):
+    """The file decides, not what the backbone offers; its width need not be the model's."""
+    table, cluster = blobs()
+    path = save(tmp_path / f"table{suffix}", torch.cat([table, table], 1))
+    router = hash_router("clusters", num_experts=3, vocab_size=18, embeddings=path)
+    assert router.needs == ()
+    router.calibrate(embeddings=torch.zeros(18, D))
+    assert same_partition(router.table, cluster)
+    spread = hash_router("dispersed", num_experts=3, vocab_size=18, embeddings=path)
+    spread.calibrate()
+    for part in range(3):
+        assert torch.bincount(spread.table[cluster == part], minlength=3).tolist() == [2, 2, 2]
+
+
+def test_clusters_follow_the_seed():
+    """On embeddings without structure, k-means ends where its start leads it."""
+    embeddings = torch.randn(200, D, generator=torch.Generator().manual_seed(5))
+    tables = []
+    for seed in (0, 0, 1):
+        router = hash_router("clusters", vocab_size=200, seed=seed)
+        assert router.needs == ("embeddings",)
+        router.calibrate(embeddings=embeddings)
+        tables.append(router.table)
+    assert torch.equal(tables[0], tables[1])
+    assert not same_partition(tables[0], tables[2])
+
+
+def test_a_wrong_table_is_refused_in_one_sentence(tmp_path):
+    def refused(match, embeddings, method="clusters", vocab_size=18):
+        with pytest.raises(ValueError, match=match) as caught:
+            hash_router(method, num_experts=3, vocab_size=vocab_size, embeddings=str(embeddings))
+        assert "\n" not in str(caught.value)
+
+    refused("no such file", tmp_path / "nothere.npy")
+    refused("must be a file that ends in .npy, .pt, .safetensors", tmp_path / "table.csv")
+    for suffix in (".npy", ".pt", ".safetensors"):
+        (tmp_path / f"broken{suffix}").write_bytes(b"\x00\x01nothing")
+        refused(f"cannot be read as {suffix}", tmp_path / f"broken{suffix}")
+    np.save(tmp_path / "objects.npy", np.array([{}, {}], dtype=object))
+    refused("cannot be read as .npy", tmp_path / "objects.npy")
+    np.save(tmp_path / "flat.npy", np.zeros(18, dtype=np.float32))
+    refused("must hold a floating-point matrix", tmp_path / "flat.npy")
+    torch.save([1, 2], tmp_path / "list.pt")
+    refused("holds a list; it must hold", tmp_path / "list.pt")
+    save_file({"a": torch.zeros(2, 2), "b": torch.zeros(2, 2)}, tmp_path / "two.safetensors")
+    refused("holds 2 matrices .a, b.; it must hold one", tmp_path / "two.safetensors")
+    good = save(tmp_path / "table.npy", blobs()[0])
+    refused("has 18 rows; the data's vocabulary has 50", good, vocab_size=50)
+    refused("only for method 'clusters' and 'dispersed'; the method is 'random'", good, method="random")
+    save(tmp_path / "nan.npy", torch.full((18, 2), torch.nan))
+    refused("not finite", tmp_path / "nan.npy")
+    with pytest.raises(ValueError, match="at least the 3 experts; it has 2"):
+        hash_router("clusters", num_experts=3, vocab_size=2)
+    with pytest.raises(ValueError, match="they must have 18 rows"):
+        hash_router("clusters", num_experts=3, vocab_size=18).calibrate(embeddings=torch.zeros(17, D))
+
+
+def test_a_table_that_changes_is_read_again(tmp_path):
+    table, cluster = blobs()
+    path = save(tmp_path / "table.npy", table)
+    hash_router("clusters", num_experts=3, vocab_size=18, embeddings=path)
+    save(tmp_path / "table.npy", table.flip(0).repeat(1, 2))
+    router = hash_router("clusters", num_experts=3, vocab_size=18, embeddings=path)
+    router.calibrate()
+    assert same_partition(router.table, cluster.flip(0))
