@@ -30,6 +30,7 @@ class Routed(SingleBackbone):
 
     `experts.count` experts of width `experts.hidden` (None: as wide as the dense feed-forward, unless matching sizes it)
     in every `backbone.moe_every`-th layer, counted from the end of each run of n; the other layers stay dense.
+    A router's option `init_scale` goes to the feed-forwards too: it is a scale for the layer, not for the gate alone.
     """
 
     knobs = ("experts.hidden",)
@@ -50,6 +51,7 @@ class Routed(SingleBackbone):
             d_model=slot.d_model,
             d_hidden=self.dense_hidden(slot) if hidden is None else int(hidden),
             bias=bool(experts.get("bias", False)),
+            init_scale=self.init_scale,
         )
         router_options, layer_options = self.split_options()
         offered = {"positions": slot.positions, "vocab_size": slot.vocab_size}
@@ -82,6 +84,11 @@ class Routed(SingleBackbone):
                 f"router {self.spec.name!r} lets an output depend on later tokens, which task {task.name!r} forbids; "
                 f"causal routers: {', '.join(causal_routers(self.mixtures[0]))}; router.allow_leak=true overrides"
             )
+
+    @property
+    def init_scale(self) -> float:
+        scale = self.spec.router.get("init_scale")
+        return 1.0 if scale is None else float(scale)
 
     def split_options(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Options of the router, and options of the layer around it."""
