@@ -11,7 +11,7 @@ from baselines.single import SingleBackbone
 from baselines.task import Task
 from experts.bank import ExpertBank
 from experts.kinds import FeedForward
-from experts.mixture import MixtureLayer
+from experts.mixture import MixtureLayer, capacity_is_causal
 from routelab.backbones.contract import Slot
 from routers.contract import Router
 from routers.errors import UsageError, unknown
@@ -132,6 +132,6 @@ def causal_routers(like: MixtureLayer) -> list[str]:
         own = like.router
         factor = router.capacity_factor if like.capacity_factor == own.capacity_factor else like.capacity_factor
         priority = router.priority if like.priority == own.priority else like.priority
-        if router.causal and (factor is None or priority == "position"):
+        if router.causal and (factor is None or capacity_is_causal(router, priority)):
             found.append(name)
     return found
