@@ -100,9 +100,7 @@ class Routed(SingleBackbone):
             if key in LAYER_OPTIONS and (own is None or key not in own):
                 layer[key] = value
             elif own is not None and key not in own:
-                raise unknown(
-                    f"option of router {self.spec.name!r}: router.{key} names", key, [*own, *LAYER_OPTIONS, *ARM_OPTIONS]
-                )
+                raise unknown(f"option of router {self.spec.name!r}", key, [*own, *LAYER_OPTIONS, *ARM_OPTIONS])
             else:
                 router[key] = value
         return router, layer

@@ -121,6 +121,9 @@ def _work(job: Job) -> dict[str, Any]:
         record = failed(job, str(error))
     except OSError as error:
         record = failed(job, f"cannot write {str(job.folder)!r}: {error.strerror or error}")
+    except Exception as error:
+        # One arm's mistake must not take the others with it.
+        record = failed(job, f"{type(error).__name__} before the first step: {next(iter(str(error).splitlines()), '')}")
     record["provenance"] = {**record.get("provenance", {}), "cell": job.key}
     try:
         write_json(job.folder / "record.json", record)

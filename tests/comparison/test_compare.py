@@ -9,11 +9,18 @@ from routelab.comparison import compare as module
 from routelab.comparison.compare import compare
 from routelab.training.config import arm_choices, resolve
 from routers.errors import UsageError
+from routers.registry import ROUTERS, only_for_now
 
 COLUMNS = (
     "arm,seed,data,test_loss,test_accuracy,flops_model,flops_executed,flops_per_example,active_params,total_params,seconds,"
     "drop_rate,load_cv,causal,status"
 )  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def without_plugins():
+    with only_for_now(ROUTERS):
+        yield
 
 
 def words(folder, *more):
@@ -79,6 +86,43 @@ def test_a_failing_plugin_fails_alone(tmp_path):
     assert status == {("dense", 0): "ok", ("dense", 1): "ok", ("broken", 0): "failed", ("broken", 1): "failed"}
     assert "RuntimeError before the first step: no idea" in done.failed[0]["error"]
     assert done.summary["arms"]["broken"]["verdict"] == "failed on every seed"
+
+
+BUILDS = {
+    "ValueError: no idea": "(self, d_model, num_experts):\n        raise ValueError('no idea\\nat all')\n",
+    "TypeError: Broken.__init__": "(self, d_model):\n        super().__init__(d_model, 1)\n",
+}
+
+
+def broken_plugin(folder, constructor):
+    plugin = folder / "broken.py"
+    plugin.write_text(
+        "from routelab import Router, register_router\n\n@register_router('broken')\nclass Broken(Router):\n"
+        f"    def __init__{constructor}"
+    )
+    return f"plugins=[{plugin}]"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reason", BUILDS)
+def test_a_plugin_that_cannot_be_built_fails_alone(tmp_path, reason):
+    done = compare(words(tmp_path, "arms=[dense,broken]", "seeds=1", broken_plugin(tmp_path, BUILDS[reason])))
+    assert [(r["arm"], r["status"]) for r in done.records] == [("dense", "ok"), ("broken", "failed")]
+    assert f"broken.py) cannot be built: {reason}" in done.failed[0]["error"]
+    assert len(done.failed[0]["error"].splitlines()) == 1
+
+
+def test_wrong_options_are_refused_before_any_work_and_a_broken_reference_too(tmp_path):
+    plugin = broken_plugin(tmp_path, BUILDS["ValueError: no idea"])
+    for more, match in (
+        (["arms=[dense,{name: topk, top_k: 9}]"], "top_k is 9; it must be between 1 and the number of experts .4."),
+        (["arms=[dense,switch]", "backbone.heads=3"], "heads is 3; it must divide"),
+        (["arms=[dense,{name: broken, foo: 1}]", plugin], "unknown option of router 'broken' 'foo'"),
+        (["arms=[broken,dense]", "match.reference=broken", plugin], "the other arms are matched to arm 'broken', which fails"),
+    ):
+        with pytest.raises(UsageError, match=match):
+            compare(words(tmp_path, *more))
+    assert not (tmp_path / "results/cells").exists()
 
 
 @pytest.mark.slow
