@@ -10,6 +10,10 @@ class UsageError(ValueError):
     """Bad input from the user: one sentence that names the key, the value and what is allowed. Exit code 2."""
 
 
+class StorageError(UsageError):
+    """The place that results go to takes no more (a full disk), after work had begun. Exit code 1."""
+
+
 class PluginError(UsageError):
     """A part that is not built in raised an error of its own. A comparison reports its arm as failed and runs the others."""
 

@@ -18,7 +18,7 @@ from routelab.comparison.statistics import (
     sign_flip_p,
     smallest_sign_flip_p,
 )
-from routers.errors import UsageError
+from routelab.training.record import write_text
 
 _TAIL = (
     "flops_model", "flops_executed", "flops_per_example", "active_params", "total_params", "seconds", "drop_rate", "load_cv",
@@ -49,10 +49,7 @@ def write_results(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
         values = [record.get(name) for name in _TAIL]
         row += [str(value).lower() if isinstance(value, bool) else value for value in values]
         writer.writerow(["" if value is None else value for value in row])
-    try:
-        path.write_text(text.getvalue(), encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"cannot write {str(path)!r}: {error.strerror or error}") from None
+    write_text(path, text.getvalue())
 
 
 def summarise(

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from routelab.training.loop import RunSpec, execute
-from routelab.training.record import write_json
-from routers.errors import UsageError
+from routelab.training.record import is_full, write_json
+from routers.errors import StorageError, UsageError
 
 _queue: Any = None
 
@@ -46,7 +46,10 @@ def cores() -> int:
 
 
 def run_jobs(jobs: list[Job], workers: int) -> Iterator[Event]:
-    """Train all jobs, and tell what happens. Ctrl-C ends the workers at once; finished cells are on disk by then."""
+    """Train all jobs, and tell what happens. Ctrl-C ends the workers at once; finished cells are on disk by then.
+
+    StorageError if a cell could not be written: nor could the others.
+    """
     context = multiprocessing.get_context("spawn")
     channel = context.Queue()
     waiting = list(jobs)
@@ -120,16 +123,15 @@ def _work(job: Job) -> dict[str, Any]:
     except UsageError as error:
         record = failed(job, str(error))
     except OSError as error:
+        if is_full(error):
+            # Every other cell would end here too, after its training.
+            raise StorageError(f"cannot write {str(job.folder)!r}: {error.strerror or error}") from None
         record = failed(job, f"cannot write {str(job.folder)!r}: {error.strerror or error}")
     except Exception as error:
         # One arm's mistake must not take the others with it.
         record = failed(job, f"{type(error).__name__} before the first step: {next(iter(str(error).splitlines()), '')}")
     record["provenance"] = {**record.get("provenance", {}), "cell": job.key}
-    try:
-        write_json(job.folder / "record.json", record)
-    except UsageError as error:
-        record["error"] = record.get("error") or str(error)
-        record["status"] = "failed"
+    write_json(job.folder / "record.json", record)
     return record
 
 

@@ -1,14 +1,19 @@
 """A comparison from end to end: records, cache, interruption, failures, plugins."""
 
 import csv
+import errno
 import json
+import resource
+from pathlib import Path
 
 import pytest
 
+from routelab.cli.app import guarded
 from routelab.comparison import compare as module
 from routelab.comparison.compare import compare
 from routelab.training.config import arm_choices, resolve
-from routers.errors import UsageError
+from routelab.training.record import write_json
+from routers.errors import StorageError, UsageError
 from routers.registry import ROUTERS, only_for_now
 
 COLUMNS = (
@@ -123,6 +128,53 @@ def test_wrong_options_are_refused_before_any_work_and_a_broken_reference_too(tm
         with pytest.raises(UsageError, match=match):
             compare(words(tmp_path, *more))
     assert not (tmp_path / "results/cells").exists()
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_the_comparison_in_one_sentence_and_keeps_what_is_done(tmp_path, monkeypatch, capsys):
+    """The first arm's files fit under the limit that the worker inherits, the second arm's weights (524 kB) do not."""
+    more = ["experts.count=64", "match.on=none", "seeds=1"]
+    real = module.run_jobs
+
+    def on_a_small_disk(jobs, workers):
+        events = real(jobs, workers)
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, limits[1]))
+        try:
+            first = next(events)  # The worker has started by now.
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        yield first
+        yield from events
+
+    monkeypatch.setattr(module, "run_jobs", on_a_small_disk)
+    assert guarded(lambda: compare(words(tmp_path, *more))) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("Error: cannot write")
+    assert "File too large; 1 of 2 runs are done and kept, and the same command goes on once there is room" in said
+    assert len(said.splitlines()) == 1
+    assert not (tmp_path / "results/mine/results.csv").exists()
+    monkeypatch.setattr(module, "run_jobs", real)
+    done = compare(words(tmp_path, *more))
+    assert done.reused == 1
+    assert [record["status"] for record in done.records] == ["ok"] * 2
+    assert not done.problems
+
+
+def test_a_full_disk_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
+    place = tmp_path / "summary.json"
+    write_json(place, {"arms": 1})
+
+    def full(self, *given, **options):
+        with self.open("w") as file:
+            file.write("{")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(StorageError, match="summary.json': No space left on device"):
+        write_json(place, {"arms": 2})
+    assert [path.name for path in tmp_path.iterdir()] == ["summary.json"]
+    assert json.loads(place.read_text()) == {"arms": 1}
 
 
 @pytest.mark.slow
