@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from baselines.registry import BASELINES
 from baselines.task import Batch, Task
 from routers.contract import Routing
-from routers.errors import UsageError, unknown
-from routers.registry import ROUTERS
+from routers.errors import PluginError, UsageError, unknown
+from routers.registry import ROUTERS, Registry
 
 
 @dataclass(frozen=True)
@@ -188,9 +188,14 @@ def arm_class(name: str) -> type[Arm]:
 
 
 def make_arm(spec: ArmSpec, task: Task, seed: int, *, sizing: bool = False) -> Arm:
-    """Build an arm; a ValueError of its parts becomes a UsageError that names the arm."""
-    arm = arm_class(spec.name)(spec)
+    """Build an arm; a ValueError of its parts becomes a UsageError that names the arm.
+
+    If the arm, or its router, is not built in, anything that it raises becomes a PluginError: options of built-in parts are
+    wrong because of the caller, a plugin may be wrong by itself.
+    """
+    registry: Registry[Any] = BASELINES if spec.name in BASELINES else ROUTERS
     try:
+        arm = arm_class(spec.name)(spec)
         if sizing:
             with torch.device("meta"):
                 arm.build(task, seed, sizing=True)
@@ -198,6 +203,10 @@ def make_arm(spec: ArmSpec, task: Task, seed: int, *, sizing: bool = False) -> A
             arm.build(task, seed)
     except UsageError:
         raise
-    except ValueError as error:
-        raise UsageError(f"arm {spec.name!r}: {error}") from error
+    except Exception as error:
+        if registry.origin(spec.name) != "built in":
+            raise PluginError.of(f"arm {spec.name!r}", registry.origin(spec.name), error) from error
+        if isinstance(error, ValueError):
+            raise UsageError(f"arm {spec.name!r}: {error}") from error
+        raise
     return arm

@@ -11,7 +11,7 @@ from baselines.single import SingleBackbone
 from baselines.task import Task
 from experts.bank import ExpertBank
 from experts.kinds import FeedForward
-from experts.mixture import MixtureLayer
+from experts.mixture import MixtureLayer, capacity_is_causal
 from routelab.backbones.contract import Slot
 from routers.contract import Router
 from routers.errors import UsageError, unknown
@@ -30,6 +30,7 @@ class Routed(SingleBackbone):
 
     `experts.count` experts of width `experts.hidden` (None: as wide as the dense feed-forward, unless matching sizes it)
     in every `backbone.moe_every`-th layer, counted from the end of each run of n; the other layers stay dense.
+    A router's option `init_scale` goes to the feed-forwards too: it is a scale for the layer, not for the gate alone.
     """
 
     knobs = ("experts.hidden",)
@@ -50,6 +51,7 @@ class Routed(SingleBackbone):
             d_model=slot.d_model,
             d_hidden=self.dense_hidden(slot) if hidden is None else int(hidden),
             bias=bool(experts.get("bias", False)),
+            init_scale=self.init_scale,
         )
         router_options, layer_options = self.split_options()
         offered = {"positions": slot.positions, "vocab_size": slot.vocab_size}
@@ -62,10 +64,17 @@ class Routed(SingleBackbone):
 
     def build(self, task: Task, seed: int, *, sizing: bool = False) -> None:
         super().build(task, seed, sizing=sizing)
-        if not sizing:
-            # After the initial values are drawn, which a router's table may be one of.
-            for layer in self.mixtures:
-                layer.router.calibrate(token_counts=task.token_counts)
+        offered = {"token_counts": task.token_counts, "embeddings": self.network.token_embeddings()}
+        for layer in self.mixtures:
+            for name in layer.router.needs:
+                if offered[name] is None:
+                    raise ValueError(
+                        f"the router under these options needs {name.replace('_', ' ')}, which "
+                        f"{f'data {task.name!r}' if name == 'token_counts' else 'this backbone'} does not offer"
+                    )
+            if not sizing:
+                # After the initial values are drawn, which a router's table may be one of.
+                layer.router.calibrate(**offered)
         if not self.mixtures:
             raise ValueError(
                 f"backbone.moe_every is {self.spec.backbone.get('moe_every')}, more than there are layers, so none is routed"
@@ -75,6 +84,11 @@ class Routed(SingleBackbone):
                 f"router {self.spec.name!r} lets an output depend on later tokens, which task {task.name!r} forbids; "
                 f"causal routers: {', '.join(causal_routers(self.mixtures[0]))}; router.allow_leak=true overrides"
             )
+
+    @property
+    def init_scale(self) -> float:
+        scale = self.spec.router.get("init_scale")
+        return 1.0 if scale is None else float(scale)
 
     def split_options(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Options of the router, and options of the layer around it."""
@@ -86,9 +100,7 @@ class Routed(SingleBackbone):
             if key in LAYER_OPTIONS and (own is None or key not in own):
                 layer[key] = value
             elif own is not None and key not in own:
-                raise unknown(
-                    f"option of router {self.spec.name!r}: router.{key} names", key, [*own, *LAYER_OPTIONS, *ARM_OPTIONS]
-                )
+                raise unknown(f"option of router {self.spec.name!r}", key, [*own, *LAYER_OPTIONS, *ARM_OPTIONS])
             else:
                 router[key] = value
         return router, layer
@@ -118,6 +130,6 @@ def causal_routers(like: MixtureLayer) -> list[str]:
         own = like.router
         factor = router.capacity_factor if like.capacity_factor == own.capacity_factor else like.capacity_factor
         priority = router.priority if like.priority == own.priority else like.priority
-        if router.causal and (factor is None or priority == "position"):
+        if router.causal and (factor is None or capacity_is_causal(router, priority)):
             found.append(name)
     return found

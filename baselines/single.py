@@ -35,7 +35,13 @@ class SingleBackbone(Arm):
             slot.d_model,
             self.dense_hidden(slot),
             bool(self.spec.experts.get("bias", False)),
+            init_scale=self.init_scale,
         )
+
+    @property
+    def init_scale(self) -> float:
+        """Scale of the initial weights of all feed-forwards, see `experts.kinds.draw`."""
+        return 1.0
 
     def dense_hidden(self, slot: Slot) -> int:
         """`backbone.hidden`, by default four times the features."""

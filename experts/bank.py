@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from experts.kinds import KINDS, check_sizes, draw, parameter_shapes, row_cost
+from experts.kinds import KINDS, check_scale, check_sizes, draw, parameter_shapes, row_cost
 from routers.cost import Cost
 
 Kernel = Literal["auto", "grouped", "batched", "loop"]
@@ -25,10 +25,15 @@ class ExpertBank(nn.Module):
 
     Parameters: `up` (E, D, H), `gate` (E, D, H) if the kind is gated, `down` (E, H, D); with `bias=True` also `up_bias`
     (E, H), `gate_bias` (E, H), `down_bias` (E, D). A bank with one expert computes what `FeedForward` does.
+    init_scale: weights start at N(0, init_scale / fan in), see `experts.kinds.draw`.
     """
 
-    def __init__(self, kind: str = "gelu", *, num_experts: int, d_model: int, d_hidden: int, bias: bool = False) -> None:
+    def __init__(
+        self, kind: str = "gelu", *, num_experts: int, d_model: int, d_hidden: int, bias: bool = False, init_scale: float = 1.0
+    ) -> None:
         super().__init__()
+        check_scale(init_scale)
+        self.init_scale = init_scale
         check_sizes(num_experts=num_experts, d_model=d_model, d_hidden=d_hidden)
         self.kind_name, self.kind = kind, KINDS.get(kind)
         self.num_experts, self.d_model, self.d_hidden, self.bias = num_experts, d_model, d_hidden, bias
@@ -39,7 +44,7 @@ class ExpertBank(nn.Module):
         """Every expert is drawn as a dense feed-forward is, by its own number: more experts change none of the first."""
         for name, parameter in self.named_parameters(recurse=False):
             for expert, part in enumerate(parameter.unbind(0)):
-                draw(part, name, generator(f"{name}/{expert}"))
+                draw(part, name, generator(f"{name}/{expert}"), self.init_scale)
 
     @property
     def row_cost(self) -> Cost:

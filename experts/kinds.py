@@ -5,6 +5,7 @@ Axes: R rows, D features, H hidden width, E experts.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -55,21 +56,28 @@ def check_sizes(**sizes: int) -> None:
             raise ValueError(f"{name} is {value}; it must be at least 1")
 
 
+def check_scale(init_scale: float) -> None:
+    """ValueError for a scale of initial values that is not above 0."""
+    if not 0 < init_scale < math.inf:
+        raise ValueError(f"init_scale is {init_scale}; it must be above 0")
+
+
 class FeedForward(nn.Module):
     """The dense feed-forward: (..., D) -> (..., D). Parameters: `up` (D, H), `gate` (D, H) if gated, `down` (H, D), and
-    with `bias=True` `up_bias` (H,), `gate_bias` (H,), `down_bias` (D,)."""
+    with `bias=True` `up_bias` (H,), `gate_bias` (H,), `down_bias` (D,). init_scale: see `draw`."""
 
-    def __init__(self, kind: str, d_model: int, d_hidden: int, bias: bool = False) -> None:
+    def __init__(self, kind: str, d_model: int, d_hidden: int, bias: bool = False, *, init_scale: float = 1.0) -> None:
         super().__init__()
         check_sizes(d_model=d_model, d_hidden=d_hidden)
-        self.kind, self.d_model, self.d_hidden = KINDS.get(kind), d_model, d_hidden
+        check_scale(init_scale)
+        self.kind, self.d_model, self.d_hidden, self.init_scale = KINDS.get(kind), d_model, d_hidden, init_scale
         for name, shape in parameter_shapes(self.kind, d_model, d_hidden, bias).items():
             self.register_parameter(name, nn.Parameter(torch.zeros(shape)))
 
     def init_parameters(self, generator: Callable[[str], torch.Generator]) -> None:
         """Draw as expert 0 of a bank does, so that a bank of one starts as this feed-forward."""
         for name, parameter in self.named_parameters(recurse=False):
-            draw(parameter, name, generator(f"{name}/0"))
+            draw(parameter, name, generator(f"{name}/0"), self.init_scale)
 
     def forward(self, x: Tensor) -> Tensor:
         biases = {name: getattr(self, f"{name}_bias", None) for name in ("up", "gate", "down")}
@@ -97,13 +105,17 @@ def parameter_shapes(kind: Kind, d_model: int, d_hidden: int, bias: bool) -> dic
     return shapes
 
 
-def draw(parameter: Tensor, name: str, generator: torch.Generator) -> None:
-    """Initial value of one feed-forward parameter: N(0, 1 / fan in), truncated at two deviations; biases 0."""
+def draw(parameter: Tensor, name: str, generator: torch.Generator, scale: float = 1.0) -> None:
+    """Initial value of one feed-forward parameter: N(0, scale / fan in), truncated at two deviations; biases 0.
+
+    The Transformer's scale is 1; Fedus 2021, §2.4, recommends 0.1 for Switch layers (with other scales the same draws are
+    multiplied by a constant, so arms that share a seed start in the same direction).
+    """
     if name.endswith("_bias"):
         with torch.no_grad():
             parameter.zero_()
     else:
-        truncated_normal_(parameter, parameter.shape[0] ** -0.5, generator)
+        truncated_normal_(parameter, (scale / parameter.shape[0]) ** 0.5, generator)
 
 
 def row_cost(kind: Kind, d_model: int, d_hidden: int) -> Cost:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from experts.bank import KERNELS, ExpertBank, Kernel
 from experts.dispatch import asked, run
 from experts.kinds import FeedForward
-from routers.capacity import PRIORITIES, Priority, capacity, capacity_tensor, limit
+from routers.capacity import PRIORITIES, Priority, capacity, capacity_tensor, limit, ragged_capacity
 from routers.contract import ExpertWork, Router, RouterInput, Routing
 from routers.cost import Cost, matmul
 from routers.plans import Blend, PerExpert, Plan, Ragged, Slots, TopK, check_plan
@@ -31,9 +31,10 @@ class MixtureLayer(nn.Module):
     router: any Router. experts: an ExpertBank of as many experts and features. shared: a FeedForward that sees every token.
 
     capacity_factor: in training an expert takes at most ceil(factor * k * n / E) rows, n being the real tokens of the
-    capacity group; "default" is the router's own, None is dropless. eval_capacity_factor: the same in evaluation, dropless
-    by default so that metrics do not depend on the batch size. capacity_group: "batch" or "sequence" (each group by
-    itself). priority: who is served first, "default" is the router's own; see `routers.capacity.limit`.
+    capacity group and k how many experts they choose on average; "default" is the router's own, None is dropless.
+    eval_capacity_factor: the same in evaluation, dropless by default so that metrics do not depend on the batch size.
+    capacity_group: "batch" or "sequence" (each group by itself). priority: who is served first, "default" is the router's
+    own; see `routers.capacity.limit`.
     kernel: see `experts.dispatch.run`.
     """
 
@@ -102,7 +103,7 @@ class MixtureLayer(nn.Module):
         """False if, in training, a token's output may depend on later tokens of its group."""
         if self.capacity_factor is None and self.eval_capacity_factor is None:
             return self.router.causal
-        return self.router.causal and self.priority == "position"
+        return self.router.causal and capacity_is_causal(self.router, self.priority)
 
     @property
     def batch_coupled(self) -> bool:
@@ -149,14 +150,24 @@ class MixtureLayer(nn.Module):
             return plan
         parts = groups if self.capacity_group == "sequence" else 1
         tokens, experts = groups * positions, plan.num_experts
-        k = plan.weight.numel() / tokens
         room: int | Tensor
-        if mask is None:
-            room = capacity(factor, k, tokens // parts, experts)
+        if isinstance(plan, Ragged):
+            room = ragged_capacity(factor, plan, parts, tokens, None if mask is None else mask.flatten())
+        elif mask is None:
+            room = capacity(factor, plan.expert.shape[1], tokens // parts, experts)
         else:
-            room = capacity_tensor(factor, k, mask.reshape(parts, -1).sum(1), experts)
+            room = capacity_tensor(factor, plan.expert.shape[1], mask.reshape(parts, -1).sum(1), experts)
         score = None if probs is None or probs.shape[0] != tokens else probs.amax(-1)
         return limit(plan, room, self.priority, groups=parts, tokens=tokens, score=score)
+
+
+def capacity_is_causal(router: Router, priority: str) -> bool:
+    """Whether capacity drops a token's choices for the sake of no later token of its group.
+
+    Served by position, later tokens come last. But where tokens choose differently many experts, the room itself grows with
+    the choices of later ones.
+    """
+    return priority == "position" and not isinstance(router.probe_plan(1, 2), Ragged)
 
 
 def exclude(plan: Plan, mask: Tensor | None) -> Plan:

@@ -2,7 +2,8 @@
 
 Axes: G groups, S positions, T = G * S, E experts, k choices, N assignments. Capacity C is rows per expert and capacity
 group: C = ceil(factor * k * n / E), where n is the number of real tokens in the capacity group (one sequence, or the
-whole batch). Other codes leave k out or round down; for n=100, E=8, k=2, factor 1.25 this gives 32.
+whole batch) and k their choices each (the mean, where tokens choose differently many). Other codes leave k out or round
+down; for n=100, E=8, k=2, factor 1.25 this gives 32.
 """
 
 from __future__ import annotations
@@ -29,6 +30,18 @@ def capacity(factor: float, k: float, tokens: int, num_experts: int) -> int:
 def capacity_tensor(factor: float, k: float, tokens: Tensor, num_experts: int) -> Tensor:
     """As `capacity`, for token counts that live on a device (no wait for it). (X,) -> (X,) int64."""
     return torch.ceil((tokens.double() * (factor * k / num_experts)).round(decimals=9)).long()
+
+
+def ragged_capacity(factor: float, plan: Ragged, groups: int, tokens: int, mask: Tensor | None = None) -> Tensor:
+    """Rows per expert in each of `groups` capacity groups of a plan whose tokens choose differently many experts.
+
+    ceil(factor * k * n / E) with k the mean number of choices of the group's n real tokens, so that k * n is the number of
+    their choices. mask (T,), True = real. -> (groups,) int64.
+    """
+    real = torch.ones_like(plan.token) if mask is None else mask[plan.token].long()
+    group = torch.div(plan.token * groups, tokens, rounding_mode="floor")
+    choices = torch.zeros(groups, dtype=torch.int64, device=plan.token.device).index_add_(0, group, real)
+    return capacity_tensor(factor, 1.0, choices, plan.num_experts)
 
 
 def limit(

@@ -119,7 +119,13 @@ class Router(nn.Module):
                 truncated_normal_(parameter, 0.02, generator(name))
 
     def calibrate(self, *, token_counts: Tensor | None = None, embeddings: Tensor | None = None) -> None:
-        """Called once before training with (V,) token frequencies and (V, D) embeddings where the data has tokens."""
+        """Called once before training, after the initial values are drawn, with what there is of: the (V,) frequencies of the
+        tokens in the training data, and the backbone's (V, D) token embeddings, which are those of the initialisation."""
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Arguments that `calibrate` cannot do without under these options; an arm that lacks one is refused beforehand."""
+        return ()
 
     def update(self) -> None:
         """Called once after each optimizer step; keep state in float32 buffers."""

@@ -13,10 +13,13 @@ from torch import Tensor
 
 from routers.contract import Router, RouterInput, Routing
 from routers.cost import Cost, matmul
+from routers.embeddings import read_embeddings
 from routers.plans import TopK
 
 Method = Literal["random", "balanced", "bigram", "previous", "position", "dispersed", "clusters", "projection"]
 METHODS: tuple[str, ...] = get_args(Method)
+CLUSTERED: tuple[str, ...] = ("clusters", "dispersed")
+"""Methods that look at token embeddings."""
 _BITS = 12
 _POSITIONS = 4096
 
@@ -31,17 +34,28 @@ class Hash(Router):
     - "bigram": a hash of the previous and the current id. "previous": the table, applied to the previous id.
     - "position": a table over positions, which ignores the token.
     - "clusters": k-means of the token embeddings, one cluster per expert. "dispersed": each cluster spread over all
-      experts.
+      experts. The paper takes the embeddings of a trained model: bring such a table with `embeddings`, the path of a
+      .npy, .pt or .safetensors file that holds one matrix (V, any number of features). Without it they are the
+      backbone's own **at initialisation**, in which similar tokens are not yet near each other.
     - "projection" (default where there are no ids; not in the paper): the signs of 12 fixed random projections of x index
       a balanced table. Unlike the id tables it sees x, which drifts while the layers below learn.
 
-    `vocab_size` (V) is offered by the data. No parameter, no gradient, no loss. Causal, not batch-coupled.
+    `vocab_size` (V) is offered by the data. Tables and clusters follow the seed. No parameter, no gradient, no loss.
+    Causal, not batch-coupled.
     """
 
     table: Tensor
     projection: Tensor
 
-    def __init__(self, d_model: int, num_experts: int, *, method: Method | None = None, vocab_size: int | None = None) -> None:
+    def __init__(
+        self,
+        d_model: int,
+        num_experts: int,
+        *,
+        method: Method | None = None,
+        vocab_size: int | None = None,
+        embeddings: str | None = None,
+    ) -> None:
         super().__init__(d_model, num_experts)
         if method is None:
             method = "random" if vocab_size else "projection"
@@ -51,7 +65,13 @@ class Hash(Router):
             raise ValueError(
                 f"method {method!r} needs token ids, which this data does not have; without ids use 'projection' or 'position'"
             )
+        if embeddings is not None and method not in CLUSTERED:
+            raise ValueError(f"embeddings is only for method {' and '.join(map(repr, CLUSTERED))}; the method is {method!r}")
+        if vocab_size and method in CLUSTERED and vocab_size < num_experts:
+            raise ValueError(f"method {method!r} needs a vocabulary of at least the {num_experts} experts; it has {vocab_size}")
         self.method, self.vocab_size = method, vocab_size
+        self.brought = None if embeddings is None else read_embeddings(embeddings, vocab_size)
+        self.cluster_seed = 0
         size = {"projection": 2**_BITS, "position": _POSITIONS}.get(method, vocab_size or 0)
         self.register_buffer("table", torch.arange(size) % num_experts)
         self.register_buffer("projection", torch.zeros(d_model, _BITS if method == "projection" else 0))
@@ -64,16 +84,28 @@ class Hash(Router):
             drawn = torch.randint(0, self.num_experts, (size,), generator=generator("table"))
         self.table.copy_(drawn)
         self.projection.copy_(torch.randn(self.projection.shape, generator=generator("projection")))
+        self.cluster_seed = int(torch.randint(0, 2**31 - 1, (), generator=generator("clusters")))
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        if self.method == "balanced":
+            return ("token_counts",)
+        return ("embeddings",) if self.method in CLUSTERED and self.brought is None else ()
 
     def calibrate(self, *, token_counts: Tensor | None = None, embeddings: Tensor | None = None) -> None:
         if self.method == "balanced":
             if token_counts is None:
                 raise ValueError("method 'balanced' needs the training frequencies of the tokens")
             self.table.copy_(balanced_table(token_counts, self.num_experts))
-        elif self.method in ("clusters", "dispersed"):
-            if embeddings is None:
+        elif self.method in CLUSTERED:
+            table_VD = embeddings if self.brought is None else self.brought
+            if table_VD is None:
                 raise ValueError(f"method {self.method!r} needs token embeddings")
-            cluster = cluster_table(embeddings, self.num_experts)
+            if table_VD.ndim != 2 or table_VD.shape[0] != self.vocab_size:
+                raise ValueError(
+                    f"the embeddings have shape {tuple(table_VD.shape)}; they must have {self.vocab_size} rows, one for each id"
+                )
+            cluster = cluster_table(table_VD, self.num_experts, self.cluster_seed)
             self.table.copy_(cluster if self.method == "clusters" else dispersed_table(cluster, self.num_experts))
 
     def forward(self, inputs: RouterInput) -> Routing:
@@ -120,11 +152,14 @@ def balanced_table(token_counts: Tensor, num_experts: int) -> Tensor:
     return table
 
 
-def cluster_table(embeddings: Tensor, num_experts: int) -> Tensor:
-    """k-means with one cluster per expert. (V, D) -> (V,)."""
+def cluster_table(embeddings: Tensor, num_experts: int, seed: int = 0) -> Tensor:
+    """k-means with one cluster per expert. (V, D) -> (V,), a function of the embeddings and the seed."""
     from sklearn.cluster import KMeans
+    from threadpoolctl import threadpool_limits
 
-    found = KMeans(num_experts, n_init=4, random_state=0).fit_predict(embeddings.detach().cpu().double().numpy())
+    # Threads add up their parts in the order in which they finish, and a tie may then fall either way.
+    with threadpool_limits(1):
+        found = KMeans(num_experts, n_init=4, random_state=seed).fit_predict(embeddings.detach().cpu().double().numpy())
     return torch.from_numpy(found).long()
 
 

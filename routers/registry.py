@@ -20,7 +20,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
-from routers.errors import UsageError, unknown
+from routers.errors import PluginError, UsageError, unknown
 
 if TYPE_CHECKING:
     from routers.contract import Router
@@ -228,7 +228,10 @@ def register_router(name: str) -> Callable[[Decorated], Decorated]:
 
 
 def build_router(name: str, *, d_model: int, num_experts: int, **options: Any) -> Router:
-    """Build a registered router. Options are those of its constructor; a wrong one is a UsageError with the nearest match."""
+    """Build a registered router. Options are those of its constructor; a wrong one is a UsageError with the nearest match.
+
+    PluginError if the constructor of a router that is not built in raises anything.
+    """
     router = ROUTERS.get(name)
     allowed = option_names(router)
     for key in options:
@@ -238,8 +241,12 @@ def build_router(name: str, *, d_model: int, num_experts: int, **options: Any) -
         return router(d_model, num_experts, **options)
     except UsageError:
         raise
-    except ValueError as error:
-        raise UsageError(f"router {name!r}: {error}") from error
+    except Exception as error:
+        if ROUTERS.origin(name) != "built in":
+            raise PluginError.of(f"router {name!r}", ROUTERS.origin(name), error) from error
+        if isinstance(error, ValueError):
+            raise UsageError(f"router {name!r}: {error}") from error
+        raise
 
 
 def option_names(router: Callable[..., Any], first: int = 2) -> list[str] | None:

@@ -5,11 +5,14 @@ Axes: G groups, S positions, T = G * S tokens, D features, E experts.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from routers.contract import Router, RouterInput, Routing
+from routers.contract import Router, RouterInput, Routing, truncated_normal_
 from routers.losses import balance_loss, jitter
 from routers.plans import TopK
 
@@ -20,6 +23,10 @@ class Switch(Router):
     The weight is never renormalised: with one choice that would make it 1 and the router's gradient exactly 0.
 
     Options: `jitter` (0.01): the router's input, and only that, is multiplied by U[1 - jitter, 1 + jitter] in training.
+    `init_scale` (None): the scale s of §2.4, where a weight starts at a normal with standard deviation sqrt(s / fan in),
+    truncated at two deviations; the paper recommends 0.1, a tenth of the Transformer's 1. It scales the router's weight
+    (fan in D; None: deviation 0.02 instead) and, in a routed arm, the weights of every feed-forward, experts and dense
+    ones between them; attention and the rest of the backbone keep their own initial values.
     Loss: `balance` (weight 0.01). Capacity factor 1.25 in training, first come first served by position. The paper
     evaluates at 2.0; here evaluation is dropless unless `eval_capacity_factor` is set, so that metrics do not depend
     on the batch size.
@@ -30,12 +37,18 @@ class Switch(Router):
     loss_weights = {"balance": 1e-2}
     capacity_factor = 1.25
 
-    def __init__(self, d_model: int, num_experts: int, *, jitter: float = 0.01) -> None:
+    def __init__(self, d_model: int, num_experts: int, *, jitter: float = 0.01, init_scale: float | None = None) -> None:
         super().__init__(d_model, num_experts)
         if not 0 <= jitter < 1:
             raise ValueError(f"jitter is {jitter}; it must be at least 0 and below 1")
-        self.jitter = jitter
+        if init_scale is not None and not 0 < init_scale < math.inf:
+            raise ValueError(f"init_scale is {init_scale}; it must be above 0, or null for the usual deviation of 0.02")
+        self.jitter, self.init_scale = jitter, init_scale
         self.weight = nn.Parameter(torch.zeros(num_experts, d_model))
+
+    def init_parameters(self, generator: Callable[[str], torch.Generator]) -> None:
+        deviation = 0.02 if self.init_scale is None else (self.init_scale / self.d_model) ** 0.5
+        truncated_normal_(self.weight, deviation, generator("weight"))
 
     def forward(self, inputs: RouterInput) -> Routing:
         x_TD = inputs.x_TD

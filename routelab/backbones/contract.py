@@ -56,6 +56,10 @@ class Backbone(nn.Module):
         """Outputs (B, K), or (B, S, K) where every position has one, and one Routing per mixture layer."""
         raise NotImplementedError(f"{type(self).__name__} must define forward(x, mask)")
 
+    def token_embeddings(self) -> Tensor | None:
+        """The (V, D) table of token embeddings, for routers that look at it before training; None if there is none."""
+        return None
+
     def cost(self, examples: int) -> Cost:
         """Model FLOPs of everything but the feed-forward layers."""
         raise NotImplementedError(f"{type(self).__name__} must define cost(examples)")

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from routers.errors import UsageError
+from routers.errors import StorageError, UsageError
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
@@ -150,6 +150,8 @@ def guarded(call: Callable[[], Any]) -> int:
     warnings.filterwarnings("always", message=".*is defined twice.*")
     try:
         code = call()
+    except StorageError as error:
+        return _say(str(error), 1)
     except UsageError as error:
         return _say(str(error), 2)
     except typer.Exit as stop:
@@ -159,7 +161,7 @@ def guarded(call: Callable[[], Any]) -> int:
     except BrokenPipeError:
         return 1
     except OSError as error:
-        return _say(f"{error.filename or 'the system'}: {error.strerror or error}", 1)
+        return _say(f"{error.filename or 'a file of this run'}: {error.strerror or error}", 1)
     except Exception as error:
         # Wrong options and commands: click's exceptions, which some releases of typer carry under a name of their own.
         if not hasattr(error, "format_message"):

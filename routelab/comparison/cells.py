@@ -38,6 +38,11 @@ def cell_key(spec: RunSpec, digest: str) -> str:
     del plain["plugins"]
     # A resumed run is the same run.
     del plain["trainer"]["checkpoint_seconds"]
+    # An option that names a file stands for what is in it.
+    router = {
+        name: _hash(Path(str(value)).expanduser()) if _is_file(value) else value for name, value in spec.arm.router.items()
+    }
+    plain["arm"] = {**plain["arm"], "router": router}
     content = json.dumps([plain, digest, _core(), [_hash(path) for path in families if path]], sort_keys=True, default=str)
     return hashlib.sha256(content.encode()).hexdigest()[:20]
 
@@ -50,6 +55,10 @@ def _core() -> str:
     files = [path for folder in _CODE for path in sorted((root / folder).rglob("*.py"))]
     core = [path for path in files if path.name not in _NO_EFFECT and (path not in families or path.parent.name == "experts")]
     return hashlib.sha256("".join(_hash(path) for path in core).encode()).hexdigest()
+
+
+def _is_file(value: object) -> bool:
+    return isinstance(value, str) and Path(value).suffix != "" and Path(value).expanduser().is_file()
 
 
 def _hash(path: Path) -> str:

@@ -18,7 +18,7 @@ from routelab.training.loop import RunSpec
 from routelab.training.matching import Matched, match_arms
 from routelab.training.record import provenance, read_json, write_json
 from routelab.training.tracking import Tracker
-from routers.errors import UsageError
+from routers.errors import StorageError, UsageError
 
 Watch = Callable[[int, int, float], None]
 """Told how many cells are done, how many there are, and the share of all work that is spent."""
@@ -128,11 +128,18 @@ def carry_out(ready: Plan, watch: Watch = lambda done, total, share: None) -> Co
         tracker.stop()
         tracker.finish(parent, "KILLED")
         raise
+    except StorageError as error:
+        tracker.finish(parent, "FAILED")
+        raise _kept(error, records, jobs) from None
     ordered = [records[job.key] for job in jobs]
     labels = [arm.choice.label for arm in ready.matched]
     ratios = {arm.choice.label: arm.ratio for arm in ready.matched}
     summary = summarise(resolved.name, ordered, labels, ready.reference, ratios)
-    _write(resolved.output, summary, ordered)
+    try:
+        _write(resolved.output, summary, ordered)
+    except StorageError as error:
+        tracker.finish(parent, "FAILED")
+        raise _kept(error, records, jobs) from None
     tracker.log_artifacts(parent, [resolved.output / name for name in ("results.csv", "summary.json", "report.html")])
     bad = any(record["status"] != "ok" for record in ordered)
     tracker.finish(parent, "FAILED" if bad else "FINISHED")
@@ -143,10 +150,15 @@ def carry_out(ready: Plan, watch: Watch = lambda done, total, share: None) -> Co
 def _write(output: Path, summary: dict[str, Any], records: list[dict[str, Any]]) -> None:
     write_results(output / "results.csv", records)
     write_json(output / "summary.json", summary)
-    try:
-        write_report(output / "report.html", summary, records)
-    except OSError as error:
-        raise UsageError(f"cannot write {str(output / 'report.html')!r}: {error.strerror or error}") from None
+    write_report(output / "report.html", summary, records)
+
+
+def _kept(error: StorageError, records: Mapping[str, Any], jobs: Sequence[Job]) -> StorageError:
+    """The same error, and what it did not cost."""
+    kept = sum(record["status"] == "ok" for record in records.values())
+    return StorageError(
+        f"{error}; {kept} of {len(jobs)} runs are done and kept, and the same command goes on once there is room"
+    )
 
 
 def _parent(tracker: Tracker, ready: Plan) -> tuple[str, dict[str, str]]:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import io
 import math
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from routelab.training.record import finite
+from routelab.training.record import finite, write_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -49,10 +48,7 @@ def write_report(path: Path, summary: Mapping[str, Any], records: Sequence[Mappi
         configs=_configs(records),
         diffs=_distinct(str(diff)[:_DIFF_LIMIT] for diff in _each(records, "git_diff") if diff),
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    write_text(path, text)
 
 
 def loss_figure(records: Sequence[Mapping[str, Any]]) -> Figure | None:

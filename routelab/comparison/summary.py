@@ -18,7 +18,10 @@ from routelab.comparison.statistics import (
     sign_flip_p,
     smallest_sign_flip_p,
 )
-from routers.errors import UsageError
+from routelab.training.record import write_text
+
+_EQUAL = 0.025
+"""Ratios of FLOPs this near to 1 are called equal: the tolerance of matching is 0.02 by default."""
 
 _TAIL = (
     "flops_model", "flops_executed", "flops_per_example", "active_params", "total_params", "seconds", "drop_rate", "load_cv",
@@ -49,10 +52,7 @@ def write_results(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
         values = [record.get(name) for name in _TAIL]
         row += [str(value).lower() if isinstance(value, bool) else value for value in values]
         writer.writerow(["" if value is None else value for value in row])
-    try:
-        path.write_text(text.getvalue(), encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"cannot write {str(path)!r}: {error.strerror or error}") from None
+    write_text(path, text.getvalue())
 
 
 def summarise(
@@ -131,33 +131,55 @@ def _verdict(label: str, entry: Mapping[str, Any], reference: str | None) -> str
 
 
 def _sentence(arms: Mapping[str, Any], reference: str | None, data: str) -> str:
-    better = [label for label, arm in arms.items() if arm["verdict"].startswith("better")]
-    worse = [label for label, arm in arms.items() if arm["verdict"].startswith("worse")]
-    open_ = [label for label, arm in arms.items() if arm["verdict"].startswith("undecided")]
+    """What the comparison says, for every arm but the reference."""
     if reference is None:
         return f"On {data}, no arm is the reference (match.reference), so there are no paired differences."
-    parts = []
-    if better:
-        parts.append(f"{_list(better)} had a lower test loss than {reference}")
-    if worse:
-        parts.append(f"{_list(worse)} had a higher test loss than {reference}")
-    if open_:
-        parts.append(f"{_list(open_)} could not be told apart from {reference}")
-    text = "; ".join(parts) or "no arm could be compared"
-    return f"On {data}, at equal forward FLOPs per example: {text} (Holm-adjusted paired t-intervals, 95%)."
+    if not arms[reference]["n"]:
+        return f"On {data}, the reference {reference} failed on every seed, so no arm could be compared with it."
+    others = {label: arm for label, arm in arms.items() if label != reference}
+    if not others:
+        return f"On {data}, {reference} was trained alone, so there is nothing to compare it with."
+    groups = {
+        "had a lower test loss than {reference}": [n for n, arm in others.items() if arm["verdict"].startswith("better")],
+        "had a higher test loss than {reference}": [n for n, arm in others.items() if arm["verdict"].startswith("worse")],
+        "could not be told apart from {reference}": [n for n, arm in others.items() if arm["verdict"].startswith("undecided")],
+        "cannot be judged by one seed": [n for n, arm in others.items() if arm["difference"] and arm["difference"]["n"] == 1],
+        "failed on every seed": [n for n, arm in others.items() if not arm["n"]],
+        "shared no seed with {reference}": [n for n, arm in others.items() if arm["n"] and not arm["difference"]],
+    }
+    parts = [f"{_list(names)} {what.format(reference=reference)}" for what, names in groups.items() if names]
+    tested = any("p_holm" in arm for arm in others.values())
+    test = " (paired t-tests over seeds, Holm-adjusted, level .05)" if tested else ""
+    return f"On {data}, {_price(others, reference)}: {'; '.join(parts)}{test}."
+
+
+def _price(others: Mapping[str, Any], reference: str) -> str:
+    """At what cost the arms stood beside the reference: matching may be off, or left with a wide tolerance."""
+    ratios = [arm["flops_ratio"] for arm in others.values() if arm.get("flops_ratio") is not None]
+    if all(abs(ratio - 1) <= _EQUAL for ratio in ratios):
+        return "at equal forward FLOPs per example"
+    low, high = f"{min(ratios):.2f}", f"{max(ratios):.2f}"
+    return f"at {low if low == high else f'{low} to {high}'} times the forward FLOPs per example of {reference}"
 
 
 def _caveat(arms: Mapping[str, Any], seeds: int) -> str:
-    detectable = [arm["detectable"] for arm in arms.values() if arm.get("detectable")]
+    """What so many seeds can and cannot show."""
+    fixed = "The test split is fixed: intervals cover training randomness only."
+    if seeds < 2:
+        return f"One seed says nothing about how much seeds differ; with seeds=5 there are intervals. {fixed}"
     text = (
         f"With {seeds} seeds the smallest possible exact sign-flip p is {smallest_sign_flip_p(seeds):.4g}"
         f"{', so that test can never reach .05' if smallest_sign_flip_p(seeds) > 0.05 else ''}"
     )
+    detectable = [arm["detectable"] for arm in arms.values() if arm.get("detectable")]
     detectable = [value for value in detectable if math.isfinite(value)]
     if detectable:
-        low, high = (math.expm1(value) * 100 for value in (min(detectable), max(detectable)))
-        text += f"; before adjustment, differences in test loss below about {low:.0f}% to {high:.0f}% (by arm) would mostly be missed"
-    return text + ". The test split is fixed: intervals cover training randomness only."
+        low, high = (f"{math.expm1(value) * 100:.0f}%" for value in (min(detectable), max(detectable)))
+        text += (
+            f"; before adjustment, differences in test loss below about {low if low == high else f'{low} to {high} (by arm)'} "
+            "would mostly be missed"
+        )
+    return f"{text}. {fixed}"
 
 
 def _list(names: Sequence[str]) -> str:

@@ -19,9 +19,9 @@ from routelab.training.config import TrainerOptions
 from routelab.training.distributed import end_with_parent
 from routelab.training.loop import RunSpec, execute
 from routelab.training.module import Observer
-from routelab.training.record import write_json
+from routelab.training.record import is_full, write_json
 from routelab.training.state import discard
-from routers.errors import UsageError
+from routers.errors import StorageError, UsageError
 
 _queue: Any = None
 
@@ -61,7 +61,10 @@ def default_workers(trainer: TrainerOptions) -> int:
 
 
 def run_jobs(jobs: list[Job], workers: int) -> Iterator[Event]:
-    """Train all jobs, and tell what happens. Ctrl-C ends the workers at once; finished cells are on disk by then."""
+    """Train all jobs, and tell what happens. Ctrl-C ends the workers at once; finished cells are on disk by then.
+
+    StorageError if a cell could not be written: nor could the others.
+    """
     context = multiprocessing.get_context("spawn")
     channel = context.Queue()
     waiting = list(jobs)
@@ -150,14 +153,16 @@ def _work(job: Job) -> dict[str, Any]:
     except UsageError as error:
         record = failed(job, str(error))
     except OSError as error:
+        if is_full(error):
+            # Every other cell would end here too, after its training.
+            raise StorageError(f"cannot write {str(job.folder)!r}: {error.strerror or error}") from None
         record = failed(job, f"cannot write {str(job.folder)!r}: {error.strerror or error}")
+    except Exception as error:
+        # One arm's mistake must not take the others with it.
+        record = failed(job, f"{type(error).__name__} before the first step: {next(iter(str(error).splitlines()), '')}")
     record["provenance"] = {**record.get("provenance", {}), "cell": job.key}
-    try:
-        write_json(job.folder / "record.json", record)
-        discard(job.folder)
-    except UsageError as error:
-        record["error"] = record.get("error") or str(error)
-        record["status"] = "failed"
+    write_json(job.folder / "record.json", record)
+    discard(job.folder)
     return record
 
 

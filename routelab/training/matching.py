@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from baselines.contract import Arm, arm_class, make_arm
 from baselines.task import Task
 from routelab.training.config import ArmChoice, Match
-from routers.errors import UsageError
+from routers.errors import PluginError, UsageError
 
 _STEPS = (8, 4, 1)
 """Widths are tried as multiples of 8, then 4, then 1: the grouped kernel wants strides of 16 bytes."""
@@ -33,14 +33,24 @@ def match_arms(choices: Sequence[ArmChoice], task: Task, match: Match) -> list[M
 
     The reference is the arm labelled (or named) `match.reference`; if there is none, arms keep their sizes and ratios are
     to the first arm.
+
+    An arm whose size or options are wrong is a UsageError, and nothing runs. But one that is not built in may be wrong by
+    itself: then it is reported as failed (`Matched.error`) and the others run, unless they are to be matched to it.
     """
     built: dict[str, Arm] = {}
+    broken: dict[str, str] = {}
     for choice in choices:
-        built[choice.label] = make_arm(choice.spec, task, 0, sizing=True)
+        try:
+            built[choice.label] = make_arm(choice.spec, task, 0, sizing=True)
+        except PluginError as error:
+            broken[choice.label] = str(error)
     reference = next((c for c in choices if match.reference in (c.label, c.spec.name)), None)
-    base = built[reference.label if reference else choices[0].label].flops_per_example()
+    base = _base(reference, choices, built, broken, match)
     results = []
     for choice in choices:
+        if choice.label in broken:
+            results.append(Matched(choice, None, None, 0, 0, True, broken[choice.label]))
+            continue
         settled, arm = choice, built[choice.label]
         try:
             if match.on != "none" and reference is not None and choice is not reference and base is not None:
@@ -48,11 +58,29 @@ def match_arms(choices: Sequence[ArmChoice], task: Task, match: Match) -> list[M
             flops = arm.flops_per_example()
             ratio = None if flops is None or base is None else flops / base
             results.append(Matched(settled, flops, ratio, arm.active_params, arm.total_params, arm.causal))
+        except PluginError as error:
+            results.append(Matched(choice, None, None, 0, 0, True, str(error)))
         except UsageError:
             raise
         except (RuntimeError, ValueError, TypeError, AttributeError, ArithmeticError, LookupError) as error:
             results.append(Matched(choice, None, None, 0, 0, True, f"{type(error).__name__} before the first step: {error}"))
     return results
+
+
+def _base(
+    reference: ArmChoice | None, choices: Sequence[ArmChoice], built: dict[str, Arm], broken: dict[str, str], match: Match
+) -> float | None:
+    """FLOPs per example of the reference, or of the first arm that there is. UsageError if the arms need one that fails."""
+    label = reference.label if reference else next(iter(built), None)
+    try:
+        if label in broken:
+            raise PluginError(broken[label])
+        return built[label].flops_per_example() if label else None
+    except Exception as error:
+        others = [choice.label for choice in choices if choice is not reference]
+        if reference is not None and match.on != "none" and others:
+            raise UsageError(f"the other arms are matched to arm {label!r}, which fails: {error}; or match.on=none") from error
+        return None
 
 
 def _fit(choice: ArmChoice, arm: Arm, task: Task, base: float, tolerance: float) -> tuple[ArmChoice, Arm]:

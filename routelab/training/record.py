@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import math
@@ -13,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from routers.errors import UsageError
+from routers.errors import StorageError
 
 _PACKAGES = ("routelab", "torch", "pytorch-lightning", "numpy", "scikit-learn", "omegaconf", "mlflow", "optuna", "mlxtend")
 _DIFF_LIMIT = 200_000
@@ -50,8 +51,13 @@ def _git(root: Path, *words: str) -> str | None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write whole or not at all: to a neighbour first, then renamed. A full disk or a closed folder is a UsageError."""
-    text = json.dumps(plain(value), indent=1, allow_nan=False)
+    """Write a value as JSON, whole or not at all."""
+    write_text(path, json.dumps(plain(value), indent=1, allow_nan=False))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write whole or not at all: to a neighbour first, then renamed. A full disk or a closed folder is a StorageError, and
+    leaves what was there before."""
     neighbour = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -59,7 +65,12 @@ def write_json(path: Path, value: Any) -> None:
         neighbour.replace(path)
     except OSError as error:
         neighbour.unlink(missing_ok=True) if neighbour.parent.is_dir() else None
-        raise UsageError(f"cannot write {str(path)!r}: {error.strerror or error}") from None
+        raise StorageError(f"cannot write {str(path)!r}: {error.strerror or error}") from None
+
+
+def is_full(error: OSError) -> bool:
+    """Whether the error says that the disk, a quota or a limit takes no more, which no other file there will survive."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

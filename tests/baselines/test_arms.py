@@ -291,5 +291,20 @@ def test_balanced_hash_can_be_sized():
 
 
 def test_balanced_hash_without_counts_is_refused():
-    with pytest.raises(UsageError, match="needs the training frequencies"):
+    with pytest.raises(UsageError, match="needs token counts"):
         arm_of("hash", router={"method": "balanced", "vocab_size": 50})
+
+
+def test_init_scale_of_a_switch_arm_scales_its_router_and_feed_forwards_and_nothing_else():
+    """With moe_every=2 there is a dense feed-forward and a mixture: both, and the gate, start at sqrt(s / fan in)."""
+    backbone = {**BACKBONE, "moe_every": 2}
+    scaled = dict(arm_of("switch", backbone=backbone, router={"init_scale": 0.1}).named_parameters())
+    for name, parameter in arm_of("switch", backbone=backbone).named_parameters():
+        if name.endswith("router.weight"):
+            factor = (0.1 / 16) ** 0.5 / 0.02
+        else:
+            factor = 0.1**0.5 if ".feed_forward." in name else 1.0
+        torch.testing.assert_close(scaled[name], parameter * factor)
+    assert sum(".feed_forward." in name for name in scaled) == 2 + 3
+    with pytest.raises(UsageError, match="init_scale is -1.0; it must be above 0"):
+        arm_of("switch", router={"init_scale": -1.0}, sizing=True)

@@ -1,19 +1,31 @@
 """A comparison from end to end: records, cache, interruption, failures, plugins."""
 
 import csv
+import errno
 import json
+import resource
+from pathlib import Path
 
 import pytest
 
+from routelab.cli.app import guarded
 from routelab.comparison import compare as module
 from routelab.comparison.compare import compare
-from routelab.training.config import resolve
-from routers.errors import UsageError
+from routelab.training.config import arm_choices, resolve
+from routelab.training.record import write_json
+from routers.errors import StorageError, UsageError
+from routers.registry import ROUTERS, only_for_now
 
 COLUMNS = (
     "arm,seed,data,test_loss,test_accuracy,flops_model,flops_executed,flops_per_example,active_params,total_params,seconds,"
     "drop_rate,load_cv,causal,status"
 )  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def without_plugins():
+    with only_for_now(ROUTERS):
+        yield
 
 
 def words(folder, *more):
@@ -81,6 +93,90 @@ def test_a_failing_plugin_fails_alone(tmp_path):
     assert done.summary["arms"]["broken"]["verdict"] == "failed on every seed"
 
 
+BUILDS = {
+    "ValueError: no idea": "(self, d_model, num_experts):\n        raise ValueError('no idea\\nat all')\n",
+    "TypeError: Broken.__init__": "(self, d_model):\n        super().__init__(d_model, 1)\n",
+}
+
+
+def broken_plugin(folder, constructor):
+    plugin = folder / "broken.py"
+    plugin.write_text(
+        "from routelab import Router, register_router\n\n@register_router('broken')\nclass Broken(Router):\n"
+        f"    def __init__{constructor}"
+    )
+    return f"plugins=[{plugin}]"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reason", BUILDS)
+def test_a_plugin_that_cannot_be_built_fails_alone(tmp_path, reason):
+    done = compare(words(tmp_path, "arms=[dense,broken]", "seeds=1", broken_plugin(tmp_path, BUILDS[reason])))
+    assert [(r["arm"], r["status"]) for r in done.records] == [("dense", "ok"), ("broken", "failed")]
+    assert f"broken.py) cannot be built: {reason}" in done.failed[0]["error"]
+    assert len(done.failed[0]["error"].splitlines()) == 1
+
+
+def test_wrong_options_are_refused_before_any_work_and_a_broken_reference_too(tmp_path):
+    plugin = broken_plugin(tmp_path, BUILDS["ValueError: no idea"])
+    for more, match in (
+        (["arms=[dense,{name: topk, top_k: 9}]"], "top_k is 9; it must be between 1 and the number of experts .4."),
+        (["arms=[dense,switch]", "backbone.heads=3"], "heads is 3; it must divide"),
+        (["arms=[dense,{name: broken, foo: 1}]", plugin], "unknown option of router 'broken' 'foo'"),
+        (["arms=[broken,dense]", "match.reference=broken", plugin], "the other arms are matched to arm 'broken', which fails"),
+    ):
+        with pytest.raises(UsageError, match=match):
+            compare(words(tmp_path, *more))
+    assert not (tmp_path / "results/cells").exists()
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_the_comparison_in_one_sentence_and_keeps_what_is_done(tmp_path, monkeypatch, capsys):
+    """The first arm's files fit under the limit that the worker inherits, the second arm's weights (524 kB) do not."""
+    more = ["experts.count=64", "match.on=none", "seeds=1"]
+    real = module.run_jobs
+
+    def on_a_small_disk(jobs, workers):
+        events = real(jobs, workers)
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, limits[1]))
+        try:
+            first = next(events)  # The worker has started by now.
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        yield first
+        yield from events
+
+    monkeypatch.setattr(module, "run_jobs", on_a_small_disk)
+    assert guarded(lambda: compare(words(tmp_path, *more))) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("Error: cannot write")
+    assert "File too large; 1 of 2 runs are done and kept, and the same command goes on once there is room" in said
+    assert len(said.splitlines()) == 1
+    assert not (tmp_path / "results/mine/results.csv").exists()
+    monkeypatch.setattr(module, "run_jobs", real)
+    done = compare(words(tmp_path, *more))
+    assert done.reused == 1
+    assert [record["status"] for record in done.records] == ["ok"] * 2
+    assert not done.problems
+
+
+def test_a_full_disk_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
+    place = tmp_path / "summary.json"
+    write_json(place, {"arms": 1})
+
+    def full(self, *given, **options):
+        with self.open("w") as file:
+            file.write("{")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(StorageError, match="summary.json': No space left on device"):
+        write_json(place, {"arms": 2})
+    assert [path.name for path in tmp_path.iterdir()] == ["summary.json"]
+    assert json.loads(place.read_text()) == {"arms": 1}
+
+
 @pytest.mark.slow
 def test_an_interrupted_comparison_goes_on(tmp_path, monkeypatch):
     real = module.run_jobs
@@ -117,3 +213,17 @@ def test_cell_keys_follow_what_decides_the_result(tmp_path):
     assert keys("workers=2", "tracking.experiment=other") == plain
     assert not set(keys("optimizer.lr=0.1")) & set(plain)
     assert set(keys("seeds=3")) > set(plain)
+
+
+def test_a_cell_key_follows_the_content_of_a_file_that_an_option_names(tmp_path):
+    def key(path):
+        config = resolve(words(tmp_path, "arms=[hash]")).config
+        spec = module.RunSpec.of(config, arm_choices(config, [{"name": "hash", "embeddings": str(path)}])[0], 0)
+        return module.cell_key(spec, "digest")
+
+    (tmp_path / "a.npy").write_bytes(b"1")
+    (tmp_path / "b.npy").write_bytes(b"1")
+    before = key(tmp_path / "a.npy")
+    assert key(tmp_path / "b.npy") == before, "where a file lies decides nothing"
+    (tmp_path / "a.npy").write_bytes(b"2")
+    assert key(tmp_path / "a.npy") != before

@@ -258,6 +258,30 @@ def test_initial_spread():
         assert getattr(bank, f"{name}_bias").abs().max() == 0
 
 
+@pytest.mark.parametrize("kind", KIND_NAMES)
+def test_init_scale(kind):
+    """Deviation sqrt(s / fan in), cut at two of them (0.8796 of it is left): the default's draws times sqrt(s)."""
+    made = {}
+    for scale in (1.0, 0.1):
+        bank = ExpertBank(kind, num_experts=2, d_model=300, d_hidden=200, init_scale=scale)
+        dense = FeedForward(kind, 300, 200, init_scale=scale)
+        initialise(bank, 0)
+        initialise(dense, 0)
+        made[scale] = dict(bank.named_parameters())
+        for name, parameter in bank.named_parameters():
+            fan_in = 200 if name == "down" else 300
+            assert parameter.std().item() == pytest.approx(0.8796 * (scale / fan_in) ** 0.5, rel=0.02)
+            assert torch.equal(parameter[0], getattr(dense, name))
+    for name, parameter in made[1.0].items():
+        torch.testing.assert_close(made[0.1][name], parameter * 0.1**0.5)
+    for build in (
+        lambda: FeedForward("gelu", 8, 8, init_scale=0),
+        lambda: ExpertBank(num_experts=2, d_model=8, d_hidden=8, init_scale=-1.0),
+    ):
+        with pytest.raises(ValueError, match="init_scale is"):
+            build()
+
+
 @pytest.mark.parametrize(("kind", "matrices"), [("relu", 2), ("gelu", 2), ("swiglu", 3)])
 def test_row_cost(kind, matrices):
     bank, dense = make_bank(kind), FeedForward(kind, 8, 12)

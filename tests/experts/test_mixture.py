@@ -8,7 +8,7 @@ from experts.initialisation import initialise
 from experts.kinds import FeedForward
 from experts.mixture import MixtureLayer
 from routers.contract import Router, Routing
-from routers.plans import Blend, Slots, TopK
+from routers.plans import Blend, Ragged, Slots, TopK
 from routers.registry import build_router
 
 D, E = 8, 4
@@ -60,6 +60,48 @@ def test_capacity_in_training(group, room):
         assert keep.sum(1).tolist() == [[room, room]] * 2
     assert (routing.work.assigned, routing.work.kept) == (32, 20)
     assert routing.work.executed == 20
+
+
+RAGGED = [  # token, its experts; 2 groups of 4 tokens, of which 3 and 2 are real
+    (0, (0, 1, 2)), (1, (0,)), (2, (0, 1)), (3, (0, 1, 2, 3)),
+    (4, (0,)), (5, (0,)), (6, (0, 1, 2, 3)), (7, (0, 1, 2, 3)),
+]  # fmt: skip
+REAL = torch.tensor([[True, True, True, False], [True, True, False, False]])
+
+
+@pytest.mark.parametrize(
+    ("group", "masked", "factor", "kept"),
+    [
+        # Real choices: 6 + 2 = 8 (k = 8/5 of n = 5 tokens); ceil(8 / 4) = 2: expert 0 keeps tokens 0 and 1, expert 1 0 and 2.
+        ("batch", True, 1.0, {0: [0, 1], 1: [0, 2], 2: [0], 3: []}),
+        # By sequence: ceil(6 / 4) = 2 and ceil(2 / 4) = 1. With the padding's choices it would be 3 and 3.
+        ("sequence", True, 1.0, {0: [0, 1, 4], 1: [0, 2], 2: [0], 3: []}),
+        # ceil(0.5 * 6 / 4) = 1 and ceil(0.5 * 2 / 4) = 1.
+        ("sequence", True, 0.5, {0: [0, 4], 1: [0], 2: [0], 3: []}),
+        # All real: 10 and 10 choices, ceil(10 / 4) = 3 in each group.
+        ("sequence", False, 1.0, {0: [0, 1, 2, 4, 5, 6], 1: [0, 2, 3, 6, 7], 2: [0, 3, 6, 7], 3: [3, 6, 7]}),
+        # All real: 20 choices, ceil(20 / 4) = 5.
+        ("batch", False, 1.0, {0: [0, 1, 2, 3, 4], 1: [0, 2, 3, 6, 7], 2: [0, 3, 6, 7], 3: [3, 6, 7]}),
+    ],
+)
+def test_capacity_of_a_ragged_plan_counts_real_tokens_only(group, masked, factor, kept):
+    pairs = [(token, expert) for token, experts in RAGGED for expert in experts]
+    token, expert = (torch.tensor(part) for part in zip(*pairs, strict=True))
+    layer = layer_of(Routing(Ragged(token, expert, torch.ones(20), E)), capacity_factor=factor, capacity_group=group)
+    _, routing = layer(tokens(2, 4), mask=REAL if masked else None)
+    found = {e: routing.plan.token[routing.plan.keep & (expert == e)].tolist() for e in range(E)}
+    assert found == kept
+    assert routing.work.assigned == (8 if masked else 20)
+    assert routing.work.kept == sum(map(len, kept.values()))
+
+
+def test_capacity_of_a_ragged_plan_is_declared_not_causal():
+    """The room of an expert grows with the choices of later tokens, whoever is served first."""
+    plan = Ragged(torch.tensor([0, 0, 1]), torch.tensor([0, 1, 0]), torch.ones(3), E)
+    assert layer_of(Routing(plan)).causal
+    assert not layer_of(Routing(plan), capacity_factor=1.0, capacity_group="sequence").causal
+    assert not layer_of(Routing(plan), capacity_factor=1.0, capacity_group="sequence").batch_coupled
+    assert layer_of(Routing(TopK(torch.tensor([[0], [1]]), torch.ones(2, 1), E)), capacity_factor=1.0).causal
 
 
 def test_capacity_counts_real_tokens():

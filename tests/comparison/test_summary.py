@@ -1,0 +1,83 @@
+"""The sentences of a comparison: right in number, and no claim that the records do not bear."""
+
+import math
+
+import pytest
+
+from routelab.comparison.summary import summarise
+
+
+def record(arm, seed, loss):
+    status = "failed" if loss is None else "ok"
+    return {"arm": arm, "seed": seed, "data": "digits", "metric": "accuracy", "status": status,
+            "test": {} if loss is None else {"loss": loss, "accuracy": 0.5}}  # fmt: skip
+
+
+def summary(losses, reference="dense", ratios=None):
+    """losses: arm -> its test losses by seed, None = failed."""
+    records = [record(arm, seed, loss) for arm, values in losses.items() for seed, loss in enumerate(values)]
+    return summarise("mine", records, list(losses), reference, ratios or dict.fromkeys(losses, 1.0))
+
+
+def test_one_seed():
+    made = summary({"dense": [1.0], "switch": [0.9], "soft": [1.1]})
+    assert made["sentence"] == "On digits, at equal forward FLOPs per example: switch and soft cannot be judged by one seed."
+    assert made["caveat"].startswith("One seed says nothing about how much seeds differ; with seeds=5 there are intervals.")
+    assert made["arms"]["switch"]["verdict"] == "test loss -10.0% against dense; one seed gives no interval"
+    assert "1 seeds" not in made["caveat"]
+
+
+def test_several_seeds():
+    """Ratios of 0.5 and 2 with a spread of under 1%, and one arm that is as often above as below."""
+    base = [1.0, 1.01, 0.99, 1.0, 1.02]
+    wobble = [1.1, 0.91, 1.09, 0.9, 1.02]
+    made = summary({"dense": base, "good": [0.5 * x for x in base[::-1]], "bad": [2 * x for x in base[::-1]], "like": wobble})
+    assert made["sentence"] == (
+        "On digits, at equal forward FLOPs per example: good had a lower test loss than dense; bad had a higher test loss than "
+        "dense; like could not be told apart from dense (paired t-tests over seeds, Holm-adjusted, level .05)."
+    )
+    assert made["caveat"].startswith("With 5 seeds the smallest possible exact sign-flip p is 0.0625, so that test can never")
+    assert "(by arm) would mostly be missed" in made["caveat"]
+
+
+def test_a_range_of_one_value_is_one_value():
+    made = summary({"dense": [1.0, 1.1], "switch": [1.1, 1.1]})
+    assert "below about" in made["caveat"]
+    assert "by arm" not in made["caveat"]
+    assert "could not be told apart" in made["sentence"]
+
+
+def test_failures_are_named():
+    made = summary({"dense": [1.0, 1.1], "switch": [None, None], "soft": [None, 1.0]})
+    assert made["sentence"] == (
+        "On digits, at equal forward FLOPs per example: soft cannot be judged by one seed; switch failed on every seed."
+    )
+    made = summary({"dense": [None, 1.1], "switch": [1.0, None]})
+    assert "switch shared no seed with dense" in made["sentence"]
+    made = summary({"dense": [None], "switch": [1.0]})
+    assert made["sentence"] == "On digits, the reference dense failed on every seed, so no arm could be compared with it."
+
+
+def test_without_others_or_without_a_reference():
+    assert summary({"dense": [1.0]})["sentence"] == (
+        "On digits, dense was trained alone, so there is nothing to compare it with."
+    )
+    assert "no arm is the reference (match.reference)" in summary({"switch": [1.0]}, reference=None)["sentence"]
+
+
+@pytest.mark.parametrize(
+    ("ratios", "words"),
+    [
+        ({"dense": 1.0, "switch": 1.02, "soft": 0.98}, "at equal forward FLOPs per example"),
+        ({"dense": 1.0, "switch": 0.5, "soft": 2.0}, "at 0.50 to 2.00 times the forward FLOPs per example of dense"),
+        ({"dense": 1.0, "switch": 3.0, "soft": None}, "at 3.00 times the forward FLOPs per example of dense"),
+    ],
+)
+def test_equal_cost_is_only_claimed_where_it_holds(ratios, words):
+    made = summary({"dense": [1.0], "switch": [0.9], "soft": [0.9]}, ratios=ratios)
+    assert made["sentence"].startswith(f"On digits, {words}: ")
+
+
+def test_losses_differ_in_logs():
+    made = summary({"dense": [1.0, 2.0], "switch": [2.0, 4.0]})
+    assert made["arms"]["switch"]["difference"]["mean"] == pytest.approx(math.log(2))

@@ -1,0 +1,71 @@
+"""What an output may depend on: later tokens of its group, other groups of the batch."""
+
+import pytest
+import torch
+
+PROBES = {  # those that are not simply a case of conftest.py
+    **{f"{case}-sequence": (case, {"capacity_group": "sequence"}) for case in ("switch", "top2")},
+    "topk-capacity": ("topk", {"capacity_factor": 0.75}),
+    "topk-capacity-sequence": ("topk", {"capacity_factor": 0.75, "capacity_group": "sequence"}),
+    "hash-capacity-sequence": ("hash", {"capacity_factor": 0.75, "capacity_group": "sequence"}),
+    "hash-capacity": ("hash", {"capacity_factor": 0.75}),
+    "top2-dropless": ("top2", {"capacity_factor": None}),
+    "top2-position": ("top2", {"capacity_factor": 0.75, "capacity_group": "sequence", "priority": "position"}),
+    "switch-probability": ("switch", {"priority": "probability", "capacity_factor": 0.75}),
+    "topk-choice": ("topk", {"priority": "choice", "capacity_factor": 0.75, "capacity_group": "sequence"}),
+    "switch-random": ("switch", {"priority": "random", "capacity_factor": 0.75}),
+}
+DECLARED = {  # causal, batch_coupled: the table of the routing reference, §3
+    "switch": (True, True), "top2": (False, True), "topk": (True, False), "topk_raw": (True, False),
+    "expert_choice": (False, False), "expert_choice_batch": (True, True), "hash": (True, False),
+    "hash_projection": (True, False), "soft": (False, False), "switch-sequence": (True, False),
+    "top2-sequence": (False, False), "topk-capacity": (True, True), "topk-capacity-sequence": (True, False),
+    "hash-capacity-sequence": (True, False), "hash-capacity": (True, True), "top2-dropless": (True, False),
+    "top2-position": (True, False), "switch-probability": (False, True), "topk-choice": (False, False),
+    "switch-random": (False, True),
+}  # fmt: skip
+
+
+def test_every_case_is_declared(case):
+    """So that a router added to the cases is probed too."""
+    assert case in DECLARED
+
+
+def outputs(layer, x, ids, seed):
+    torch.manual_seed(seed)
+    return layer(x, ids)[0]
+
+
+def changed(make_layer, data, probe, seed, part):
+    """Whether outputs of the last group's first half change with its later half, or with the groups before it."""
+    case, options = PROBES.get(probe, (probe, {}))
+    layer = make_layer(case, seed=seed, **{"capacity_factor": 0.75 if case in ("switch", "top2") else None, **options})
+    x, ids = data(3, 12, seed)
+    other, other_ids = data(3, 12, seed + 1000)
+    before = outputs(layer, x, ids, seed)
+    x, ids = x.clone(), ids.clone()
+    where = (slice(2, 3), slice(6, None)) if part == "later" else (slice(0, 2), slice(None))
+    x[where], ids[where] = other[where], other_ids[where]
+    after = outputs(layer, x, ids, seed)
+    seen = slice(0, 6) if part == "later" else slice(None)
+    return not torch.allclose(before[2, seen], after[2, seen], atol=1e-5)
+
+
+@pytest.mark.parametrize("probe", DECLARED)
+def test_declarations_are_those_of_the_reference(probe, make_layer):
+    case, options = PROBES.get(probe, (probe, {}))
+    layer = make_layer(case, **options)
+    assert (layer.causal, layer.batch_coupled) == DECLARED[probe]
+
+
+@pytest.mark.parametrize("probe", DECLARED)
+def test_later_tokens(probe, make_layer, data):
+    """In training: causal layers never react to later tokens; the others do, so the probe can see a leak."""
+    leaks = [changed(make_layer, data, probe, seed, "later") for seed in range(8)]
+    assert any(leaks) == (not DECLARED[probe][0])
+
+
+@pytest.mark.parametrize("probe", DECLARED)
+def test_other_sequences(probe, make_layer, data):
+    coupled = [changed(make_layer, data, probe, seed, "others") for seed in range(8)]
+    assert any(coupled) == DECLARED[probe][1]
