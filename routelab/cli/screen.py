@@ -66,6 +66,10 @@ def compare(resolved: Any, quiet: bool = False) -> Any:
     for label, arm in done.summary["arms"].items():
         if label != done.summary["reference"]:
             out.print(f"  {label}: {arm['verdict']}")
+    for label, tuned in done.summary["tuned"].items():
+        tried = ", ".join(f"{rate} ({_number(loss, '.4f')})" for rate, loss in tuned["validation"].items())
+        edge = "; the best lies at the edge of what was tried" if tuned["edge"] else ""
+        out.print(f"  {label}: learning rate {tuned['rate']:g} chosen on validation from {tried}{edge}")
     out.print(done.summary["caveat"])
     for record in done.failed:
         out.print(f"FAILED {record['arm']} seed {record['seed']}: {record['error']}")

@@ -11,6 +11,7 @@ from typing import Any
 from routelab.comparison.cells import cell_folder, cell_key, finished
 from routelab.comparison.report import write_report
 from routelab.comparison.summary import summarise, write_results
+from routelab.comparison.tuning import choose_rates, rate_of
 from routelab.comparison.workers import Job, default_workers, failed, opening, run_jobs
 from routelab.data.contract import load
 from routelab.training.config import Resolved, arm_choices, flatten, resolve, seed_list
@@ -26,7 +27,7 @@ Watch = Callable[[int, int, float], None]
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare` returns. records: one per arm and seed. problems: what tracking could not do."""
+    """What `compare` returns. records: one per arm and seed, at its best learning rate. problems: what tracking could not do."""
 
     name: str
     output: Path
@@ -50,6 +51,12 @@ class Plan:
     jobs: list[Job]
     reference: str | None
 
+    def run_name(self, job: Job) -> str:
+        """What the run of a job is called in the tracking store."""
+        several = next(arm.choice for arm in self.matched if arm.choice.label == job.spec.label).rates[1:]
+        rate = f"-lr{job.spec.optimizer.lr:g}" if several else ""
+        return f"{job.spec.label}{rate}-s{job.spec.seed}"
+
 
 def plan(resolved: Resolved) -> Plan:
     """Check everything that can be checked before any work: arms, data, matching, the output folder."""
@@ -64,9 +71,10 @@ def plan(resolved: Resolved) -> Plan:
     jobs = []
     for seed in seed_list(config):
         for arm in matched:
-            spec = RunSpec.of(config, arm.choice, seed)
-            key = cell_key(spec, data.digest)
-            jobs.append(Job(key, spec, cell_folder(resolved.output, key)))
+            for rate in arm.choice.rates:
+                spec = RunSpec.of(config, arm.choice.with_rate(rate), seed)
+                key = cell_key(spec, data.digest)
+                jobs.append(Job(key, spec, cell_folder(resolved.output, key)))
     labels = {arm.choice.label: arm.choice for arm in matched}
     wanted = config.match.reference
     reference = wanted if wanted in labels else next((n for n, c in labels.items() if c.spec.name == wanted), None)
@@ -98,19 +106,19 @@ def carry_out(ready: Plan, watch: Watch = lambda done, total, share: None) -> Co
     parent, logged = _parent(tracker, ready)
     for job in jobs:
         if job.key in records and job.key not in logged:
-            tracker.log_record(records[job.key], parent, f"{job.spec.label}-s{job.spec.seed}")
+            tracker.log_record(records[job.key], parent, ready.run_name(job))
     broken = {arm.choice.label: arm.error for arm in ready.matched if arm.error}
     for job in jobs:
         if job.spec.label in broken:
             records[job.key] = failed(job, str(broken[job.spec.label]))
-            tracker.log_record(records[job.key], parent, f"{job.spec.label}-s{job.spec.seed}")
+            tracker.log_record(records[job.key], parent, ready.run_name(job))
     todo = [job for job in jobs if job.key not in records]
     shares = dict.fromkeys((job.key for job in todo), 0.0)
     runs: dict[str, str] = {}
     watch(reused, len(jobs), 0.0)
     try:
         for event in run_jobs(todo, resolved.config.workers or default_workers(resolved.config.trainer)):
-            key, name = event.job.key, f"{event.job.spec.label}-s{event.job.spec.seed}"
+            key, name = event.job.key, ready.run_name(event.job)
             if event.share is not None:
                 shares[key] = event.share
             # A damaged cell is trained again, to the same bits: its run is there already.
@@ -129,12 +137,15 @@ def carry_out(ready: Plan, watch: Watch = lambda done, total, share: None) -> Co
         tracker.finish(parent, "KILLED")
         raise
     except StorageError as error:
+        tracker.stop()
         tracker.finish(parent, "FAILED")
         raise _kept(error, records, jobs) from None
-    ordered = [records[job.key] for job in jobs]
+    everything = [records[job.key] for job in jobs]
+    tuned = choose_rates(everything)
+    ordered = [r for r in everything if r["arm"] not in tuned or rate_of(r) == tuned[r["arm"]]["rate"]]
     labels = [arm.choice.label for arm in ready.matched]
     ratios = {arm.choice.label: arm.ratio for arm in ready.matched}
-    summary = summarise(resolved.name, ordered, labels, ready.reference, ratios)
+    summary = summarise(resolved.name, ordered, labels, ready.reference, ratios) | {"tuned": tuned}
     try:
         _write(resolved.output, summary, ordered)
     except StorageError as error:

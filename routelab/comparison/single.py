@@ -37,6 +37,8 @@ def train(
     choices = arm_choices(settings, [settings.arm])
     if len(choices) > 1:
         raise UsageError(f"train takes one arm; this grid has {len(choices)}: use compare")
+    if len(choices[0].rates) > 1:
+        raise UsageError(f"optimizer.lr={list(choices[0].rates)} must be one rate for train; compare chooses among several")
     reference = settings.match.reference
     against = [] if reference in (choices[0].label, choices[0].spec.name) else arm_choices_of(settings, reference)
     matched = match_arms([*against, *choices], data.task, settings.match)[-1]

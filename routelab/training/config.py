@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +44,12 @@ class Match:
 
 @dataclass
 class Optimizer:
-    """AdamW. warmup: share of the budget with a rising rate. clip: largest gradient norm, 0 = none."""
+    """AdamW. lr: the peak rate, or a list of which every arm is given its best, chosen on validation by `compare`.
 
-    lr: float = 2e-3
+    warmup: share of the budget with a rising rate. clip: largest gradient norm, 0 = none.
+    """
+
+    lr: Any = 2e-3
     weight_decay: float = 0.01
     beta1: float = 0.9
     beta2: float = 0.98
@@ -264,7 +267,7 @@ def _check_values(config: Config) -> None:
     positive = {
         "trainer.batch_size": config.trainer.batch_size, "trainer.accumulate": config.trainer.accumulate,
         "trainer.checks": config.trainer.checks, "trainer.devices": config.trainer.devices,
-        "optimizer.lr": config.optimizer.lr, "match.tolerance": config.match.tolerance,
+        "match.tolerance": config.match.tolerance,
     }  # fmt: skip
     for name, number in positive.items():
         if not number > 0:
@@ -275,6 +278,7 @@ def _check_values(config: Config) -> None:
     }.items():  # fmt: skip
         if not number >= 0:
             raise UsageError(f"{name}={number} must be at least 0")
+    _rates(config.optimizer.lr, "optimizer.lr")
     if not 0 <= config.optimizer.warmup < 1:
         raise UsageError(f"optimizer.warmup={config.optimizer.warmup} must be at least 0 and below 1")
     if config.trainer.batch_size % config.trainer.devices:
@@ -308,6 +312,17 @@ def _check_values(config: Config) -> None:
     seed_list(config)
 
 
+def _rates(value: Any, key: str) -> tuple[float, ...]:
+    """One learning rate, or several to choose from."""
+    given = value if isinstance(value, list) else [value]
+    for rate in given:
+        if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not rate > 0:
+            raise UsageError(f"{key}={value!r} must be a number above 0, or a list of such numbers")
+    if not given or len(set(given)) < len(given):
+        raise UsageError(f"{key}={value!r} must name at least one rate, and none twice")
+    return tuple(float(rate) for rate in given)
+
+
 def seed_list(config: Config) -> list[int]:
     """The seeds of a comparison: a number n means 0 to n - 1."""
     seeds = config.seeds
@@ -326,11 +341,19 @@ def seed_list(config: Config) -> list[int]:
 
 @dataclass(frozen=True)
 class ArmChoice:
-    """One row of a comparison: its label, the arm's description, and the optimizer it is trained with."""
+    """One row of a comparison: its label, the arm's description, and the optimizer it is trained with.
+
+    rates: the learning rates to choose from on validation; `optimizer.lr` is the first.
+    """
 
     label: str
     spec: ArmSpec
     optimizer: Optimizer
+    rates: tuple[float, ...] = ()
+
+    def with_rate(self, rate: float) -> ArmChoice:
+        """The same row with one learning rate."""
+        return replace(self, optimizer=replace(self.optimizer, lr=rate), rates=(rate,))
 
 
 def arm_choices(config: Config, arms: Sequence[Any]) -> list[ArmChoice]:
@@ -355,7 +378,7 @@ def _expand(config: Config, item: Any) -> Iterator[ArmChoice]:
     if name not in arm_names():
         raise unknown("arm", name, arm_names())
     options = {key: value for key, value in flatten(item).items() if key not in ("name", "label")}
-    grid = [key for key, value in options.items() if isinstance(value, list)]
+    grid = [key for key, value in options.items() if isinstance(value, list) and key != "optimizer.lr"]
     for values in itertools.product(*(options[key] for key in grid)):
         chosen = {**options, **dict(zip(grid, values, strict=True))}
         label = str(item.get("label") or name)
@@ -391,7 +414,8 @@ def _choice(config: Config, name: str, label: str, options: Mapping[str, Any]) -
             spec = spec.with_value(f"router.{key}", value)
         else:
             raise UsageError(f"arm {label!r} takes no option {key!r}; use backbone.*, experts.* or optimizer.*")
-    return ArmChoice(label, spec, Optimizer(**optimizer))
+    rates = _rates(optimizer["lr"], "optimizer.lr")
+    return ArmChoice(label, spec, Optimizer(**{**optimizer, "lr": rates[0]}), rates)
 
 
 def _check_router_options(config: Config, choices: Sequence[ArmChoice]) -> None:

@@ -17,7 +17,7 @@ from routers.errors import UsageError
         (["budget.steps=10", "budget.flops=-1e9"], ["budget.flops=-1000000000.0", "above 0"]),
         (["budget.steps=abc"], ["budget.steps='abc'", "whole number"]),
         (["optimizer.lr=fast"], ["optimizer.lr='fast'", "a number"]),
-        (["optimizer.lr=-1"], ["optimizer.lr=-1.0", "above 0"]),
+        (["optimizer.lr=-1"], ["optimizer.lr=-1", "above 0"]),
         (["trainer.batch_size=0"], ["trainer.batch_size=0"]),
         (["experts.count=-2"], ["experts.count=-2", "at least 1"]),
         (["experts.cuont=2"], ["experts.cuont", "experts.count"]),
