@@ -20,6 +20,14 @@ NOTHING = "\u2013"
 _INK = "#010203"
 """The colour of axes and text in a drawn figure, replaced by that of the page: light and dark share one drawing."""
 
+_COLOURS = (
+    "#2a7fc1", "#d2691e", "#2e9440", "#d43d3d", "#9a6cd0", "#a0685a", "#d0549f", "#7d838a", "#8f8a1a", "#1391a3",
+)  # fmt: skip
+"""Lines: each has a contrast of at least 3.6 to the light page and to the dark one."""
+
+_LEGEND_WIDTH = 84
+"""Letters that fit beside each other below a drawn figure."""
+
 _DIFF_LIMIT = 100_000
 
 
@@ -65,18 +73,19 @@ def loss_figure(records: Sequence[Mapping[str, Any]]) -> Figure | None:
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    colours = matplotlib.colormaps["tab10"].colors  # type: ignore[attr-defined]
     dashes = ("-", "--", ":", "-.")
     with matplotlib.rc_context(_style()):
-        rows = math.ceil(len(curves) / 3)
+        # As many columns as the longest label leaves room for.
+        columns = max(1, min(3, len(curves), _LEGEND_WIDTH // (max(map(len, curves)) + 8)))
+        rows = math.ceil(len(curves) / columns)
         figure = Figure(figsize=(7.5, 4.3 + 0.24 * rows), layout="constrained")
         axes = figure.add_subplot()
         for index, (arm, lines) in enumerate(curves.items()):
-            colour = colours[index % len(colours)]
-            dash = dashes[index // len(colours) % len(dashes)]
+            colour = _COLOURS[index % len(_COLOURS)]
+            dash = dashes[index // len(_COLOURS) % len(dashes)]
             if len(lines) > 1:
                 for x, y in lines:
-                    axes.plot(x, y, dash, color=colour, alpha=0.3, linewidth=0.8)
+                    axes.plot(x, y, dash, color=colour, alpha=0.45, linewidth=0.8)
             mean_x, mean_y = _mean_line(lines)
             axes.plot(mean_x, mean_y, dash, color=colour, linewidth=2.0, label=arm, marker="o" if len(mean_x) == 1 else None)
         xs = [x for lines in curves.values() for line, _ in lines for x in line]
@@ -95,7 +104,7 @@ def loss_figure(records: Sequence[Mapping[str, Any]]) -> Figure | None:
             handles=handles,
             labels=[str(line.get_label()) for line in handles],
             loc="outside lower center",
-            ncols=min(3, len(handles)),
+            ncols=columns,
             frameon=False,
         )
     return figure

@@ -183,6 +183,25 @@ def test_the_mean_line_covers_only_what_all_seeds_share() -> None:
     assert list(mean.get_ydata()) == [2.5, 1.5]
 
 
+def test_a_long_label_takes_a_legend_of_fewer_columns() -> None:
+    """Three columns of such labels would be cut off at the figure's edge."""
+
+    def columns(*labels: str) -> int:
+        figure = loss_figure(
+            [{"status": "ok", "arm": a, "seed": 0, "curve": [{"flops": 1e6, "val/loss": 1.0}]} for a in labels]
+        )
+        assert figure is not None
+        figure.canvas.draw()
+        legend, width = figure.legends[0].get_window_extent(), figure.bbox.width
+        assert legend.x0 >= 0
+        assert legend.x1 <= width
+        return figure.legends[0]._ncols
+
+    assert columns("dense", "switch", "hash", "soft") == 3
+    assert columns(*(f"switch-capacity_factor={i}.25-init_scale=0.1" for i in range(4))) == 1
+    assert columns(*(f"switch-capacity_factor={i}.25" for i in range(4))) == 2
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [
