@@ -17,6 +17,8 @@ from experts.mixture import MixtureLayer
 from routelab.backbones.contract import BACKBONES, Backbone, Slot
 from routelab.backbones.registry import DEFAULT_FOR
 from routers.contract import Routing
+from routers.errors import unknown
+from routers.registry import option_names
 
 ARM_OPTIONS = ("name", "hidden", "moe_every")
 """Keys of the backbone section that the arm reads itself; the rest are the backbone's own options."""
@@ -54,6 +56,14 @@ class SingleBackbone(Arm):
 
         options = {name: value for name, value in self.spec.backbone.items() if name not in ARM_OPTIONS}
         backbone: Callable[..., Backbone] = BACKBONES.get(self.backbone_name(task))
+        allowed = option_names(backbone, first=3)
+        for option in options:
+            if allowed is not None and option not in allowed:
+                raise unknown(
+                    f"option of backbone {self.backbone_name(task)!r}",
+                    f"backbone.{option}",
+                    [f"backbone.{name}" for name in (*allowed, *ARM_OPTIONS)],
+                )
         self.network = backbone(task.inputs, task.outputs, factory, **options)
         if not sizing:
             initialise(self.network, seed)

@@ -18,7 +18,6 @@ from routelab.data.registry import DATA
 from routers.errors import UsageError, unknown
 from routers.registry import option_names
 
-
 Loader = TypeVar("Loader", bound=Callable[..., Any])
 
 

@@ -5,6 +5,7 @@ Axes: N rows, F features.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -36,7 +37,8 @@ def code(values: Column, train: Column) -> tuple[Column, int]:
 
     The categories of the rows `train`, sorted, are 1, 2, ...; 0 is any other value, or a missing one (None or NaN).
     """
-    known = sorted({value for value in values[train].tolist() if value is not None and value == value})
+    found = set(values[train].tolist())
+    known = sorted(value for value in found if value is not None and not (isinstance(value, float) and math.isnan(value)))
     numbers = {value: number for number, value in enumerate(known, start=1)}
     return np.array([numbers.get(value, 0) for value in values.tolist()]), len(known) + 1
 

@@ -89,6 +89,7 @@ def execute(
         "total_params": arm.total_params,
         "causal": arm.causal,
         "batch_coupled": arm.batch_coupled,
+        "leaks": arm.leaks,
     }
     module = TrainingModule(arm, data, spec.seed, spec.budget, spec.optimizer, spec.trainer, progress)
     try:
