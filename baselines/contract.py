@@ -52,12 +52,14 @@ class StepLoss:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What `Arm.predict` returns. outputs (B, K) or (B, S, K); flops: of the forward pass; positions: S of the routings."""
+    """What `Arm.predict` returns. outputs (B, K) or (B, S, K); flops: of the forward pass; positions: S of the routings; groups:
+    G, None = one for each example."""
 
     outputs: Tensor
     flops: Flops
     routings: Sequence[Routing] = ()
     positions: int = 1
+    groups: int | None = None
 
 
 @dataclass(frozen=True)
@@ -150,6 +152,14 @@ class Arm(nn.Module):
     def batch_coupled(self) -> bool:
         """True if an example's output may depend on the rest of the batch."""
         return False
+
+    @property
+    def leaks(self) -> str | None:
+        """What an evaluated output depends on although it must not, such as "later tokens"; None in an honest arm.
+
+        Anything but None is refused unless `router.allow_leak` is set, and is then shown wherever the arm is.
+        """
+        return None
 
     @property
     def total_params(self) -> int:

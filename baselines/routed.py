@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 
@@ -11,8 +12,10 @@ from baselines.single import SingleBackbone
 from baselines.task import Task
 from experts.bank import ExpertBank
 from experts.kinds import FeedForward
-from experts.mixture import MixtureLayer, capacity_is_causal
+from experts.mixture import MixtureLayer
 from routelab.backbones.contract import Slot
+from routelab.backbones.registry import DEFAULT_FOR
+from routers.capacity import Priority
 from routers.contract import Router
 from routers.errors import UsageError, unknown
 from routers.registry import ROUTERS, build_router, option_names
@@ -79,11 +82,30 @@ class Routed(SingleBackbone):
             raise ValueError(
                 f"backbone.moe_every is {self.spec.backbone.get('moe_every')}, more than there are layers, so none is routed"
             )
-        if task.causal and not self.causal and not self.spec.router.get("allow_leak", False):
-            raise UsageError(
+        if self.leaks is not None and not self.spec.router.get("allow_leak", False):
+            raise UsageError(self._refusal(task))
+
+    def _refusal(self, task: Task) -> str:
+        """Why this arm would leak, and what would not."""
+        layer, override = self.mixtures[0], "router.allow_leak=true overrides"
+        if self.leaks == "later tokens":
+            return (
                 f"router {self.spec.name!r} lets an output depend on later tokens, which task {task.name!r} forbids; "
-                f"causal routers: {', '.join(causal_routers(self.mixtures[0]))}; router.allow_leak=true overrides"
+                f"causal routers: {', '.join(causal_routers(layer))}; {override}"
             )
+        backbone, other = self.backbone_name(task), DEFAULT_FOR[task.inputs.kind]
+        forbidden = (
+            f"lets an example's output depend on the rest of its batch, which backbone {backbone!r} forbids in evaluation"
+        )
+        if layer.router.per_token:
+            return (
+                f"router.eval_capacity_factor={layer.eval_capacity_factor} {forbidden}; "
+                f"leave it null, or take backbone={other}; {override}"
+            )
+        return (
+            f"router {self.spec.name!r} {forbidden}; routers that do not: {', '.join(per_token_routers(layer))}; "
+            f"or take backbone={other}; {override}"
+        )
 
     @property
     def init_scale(self) -> float:
@@ -120,6 +142,15 @@ class Routed(SingleBackbone):
 
 def causal_routers(like: MixtureLayer) -> list[str]:
     """Routers that see no later token in a layer with this one's capacity settings."""
+    return _routers_such_that(like, lambda layer: layer.causal)
+
+
+def per_token_routers(like: MixtureLayer) -> list[str]:
+    """Routers that choose for each token by itself in evaluation."""
+    return _routers_such_that(like, lambda layer: layer.router.per_token)
+
+
+def _routers_such_that(like: MixtureLayer, legal: Callable[[MixtureLayer], bool]) -> list[str]:
     found = []
     for name in ROUTERS.names():
         try:
@@ -130,6 +161,14 @@ def causal_routers(like: MixtureLayer) -> list[str]:
         own = like.router
         factor = router.capacity_factor if like.capacity_factor == own.capacity_factor else like.capacity_factor
         priority = router.priority if like.priority == own.priority else like.priority
-        if router.causal and (factor is None or capacity_is_causal(router, priority)):
+        layer = MixtureLayer(
+            router,
+            like.experts,
+            capacity_factor=factor,
+            eval_capacity_factor=like.eval_capacity_factor,
+            capacity_group=like.capacity_group,
+            priority=cast(Priority, priority),
+        )
+        if legal(layer):
             found.append(name)
     return found

@@ -15,7 +15,10 @@ from experts.initialisation import initialise
 from experts.kinds import FeedForward
 from experts.mixture import MixtureLayer
 from routelab.backbones.contract import BACKBONES, Backbone, Slot
+from routelab.backbones.registry import DEFAULT_FOR
 from routers.contract import Routing
+from routers.errors import unknown
+from routers.registry import option_names
 
 ARM_OPTIONS = ("name", "hidden", "moe_every")
 """Keys of the backbone section that the arm reads itself; the rest are the backbone's own options."""
@@ -58,10 +61,22 @@ class SingleBackbone(Arm):
             return module
 
         options = {name: value for name, value in self.spec.backbone.items() if name not in ARM_OPTIONS}
-        backbone: Callable[..., Backbone] = BACKBONES.get(self.spec.backbone.get("name", "vit"))
+        backbone: Callable[..., Backbone] = BACKBONES.get(self.backbone_name(task))
+        allowed = option_names(backbone, first=3)
+        for option in options:
+            if allowed is not None and option not in allowed:
+                raise unknown(
+                    f"option of backbone {self.backbone_name(task)!r}",
+                    f"backbone.{option}",
+                    [f"backbone.{name}" for name in (*allowed, *ARM_OPTIONS)],
+                )
         self.network = backbone(task.inputs, task.outputs, factory, **options)
         if not sizing:
             initialise(self.network, seed)
+
+    def backbone_name(self, task: Task) -> str:
+        """The backbone that the spec names, or the default for the task's inputs."""
+        return str(self.spec.backbone.get("name") or DEFAULT_FOR[task.inputs.kind])
 
     @property
     def mixtures(self) -> list[MixtureLayer]:
@@ -81,7 +96,8 @@ class SingleBackbone(Arm):
 
     def predict(self, batch: Batch) -> Prediction:
         outputs, routings = self.network(batch.inputs, batch.mask)
-        return Prediction(outputs, self.flops(len(batch), routings, training=False), routings, self.network.positions)
+        groups, positions = self.network.layout(len(batch))
+        return Prediction(outputs, self.flops(len(batch), routings, training=False), routings, positions, groups)
 
     def loss_weights(self) -> dict[str, float]:
         """Weights of the auxiliary losses, by name."""
@@ -96,13 +112,11 @@ class SingleBackbone(Arm):
 
     def flops(self, examples: int, routings: list[Routing], *, training: bool) -> Flops:
         """Model and executed FLOPs of one call: a part fixed by the shape, and the rows really dispatched."""
-        positions = self.network.positions
+        groups, positions = self.network.layout(examples)
         cost = self.network.cost(examples)
         for module in self._fills:
             cost = cost + (
-                module.fixed_cost(examples, positions)
-                if isinstance(module, MixtureLayer)
-                else module.cost(examples * positions)
+                module.fixed_cost(groups, positions) if isinstance(module, MixtureLayer) else module.cost(groups * positions)
             )
         fixed = cost.training if training else cost.forward
         model: float | Tensor = fixed
@@ -115,22 +129,23 @@ class SingleBackbone(Arm):
         return Flops(model, executed)
 
     def flops_per_example(self) -> float:
-        examples, positions = _NOMINAL_EXAMPLES, self.network.positions
-        total = self.network.cost(examples).forward
+        groups, positions = self.network.layout(_NOMINAL_EXAMPLES)
+        total = self.network.cost(_NOMINAL_EXAMPLES).forward
         for module in self._fills:
             if isinstance(module, MixtureLayer):
-                total += module.nominal_cost(examples, positions).forward
+                total += module.nominal_cost(groups, positions).forward
             else:
-                total += module.cost(examples * positions).forward
-        return total / examples
+                total += module.cost(groups * positions).forward
+        return total / _NOMINAL_EXAMPLES
 
     @property
     def active_params(self) -> int:
         """Everything but the experts, plus for each mixture as many experts as a token meets: its rows per token."""
         active = self.total_params
+        groups, positions = self.network.layout(_NOMINAL_EXAMPLES)
         for layer in self.mixtures:
-            tokens = _NOMINAL_EXAMPLES * self.network.positions
-            met = min(layer.router.nominal_rows(_NOMINAL_EXAMPLES, self.network.positions) / tokens, layer.experts.num_experts)
+            rows = layer.router.nominal_rows(groups, positions)
+            met = min(rows / (groups * positions), layer.experts.num_experts)
             bank = sum(parameter.numel() for parameter in layer.experts.parameters())
             active -= round(bank * (1 - met / layer.experts.num_experts))
         return active
@@ -141,7 +156,19 @@ class SingleBackbone(Arm):
 
     @property
     def batch_coupled(self) -> bool:
+        if self.network.batch_is_group:
+            return any(
+                layer.batch_coupled or layer.capacity_factor is not None or not layer.per_token for layer in self.mixtures
+            )
         return any(layer.batch_coupled for layer in self.mixtures)
+
+    @property
+    def leaks(self) -> str | None:
+        if self.task.causal and not self.causal:
+            return "later tokens"
+        if self.network.batch_is_group and not all(layer.per_token for layer in self.mixtures):
+            return "other examples"
+        return None
 
 
 __all__ = ["ARM_OPTIONS", "ArmSpec", "SingleBackbone"]

@@ -111,6 +111,11 @@ class MixtureLayer(nn.Module):
         limited = self.capacity_factor is not None or self.eval_capacity_factor is not None
         return self.router.batch_coupled or (limited and self.capacity_group == "batch")
 
+    @property
+    def per_token(self) -> bool:
+        """True if in evaluation a token's output depends on that token alone."""
+        return self.router.per_token and self.eval_capacity_factor is None
+
     def nominal_cost(self, groups: int, positions: int) -> Cost:
         """FLOPs of one call without drops or padding, on `groups` x `positions` real tokens."""
         rows = self.router.nominal_rows(groups, positions)

@@ -111,6 +111,15 @@ class Router(nn.Module):
         """True if a token's output may depend on other groups of the batch."""
         return False
 
+    @property
+    def per_token(self) -> bool:
+        """True if in evaluation a token's plan depends on that token alone: not on other tokens, nor on its place.
+
+        What a group that is a batch of examples needs. Default: causal and not batch-coupled; override it where a router
+        looks back or at positions, or where only its training is coupled.
+        """
+        return self.causal and not self.batch_coupled
+
     def init_parameters(self, generator: Callable[[str], torch.Generator]) -> None:
         """Draw the parameters from `generator(parameter name)`. Default: every 2-D parameter from a normal with standard
         deviation 0.02, truncated at two deviations; others keep the values of the constructor."""

@@ -76,6 +76,10 @@ class Hash(Router):
         self.register_buffer("table", torch.arange(size) % num_experts)
         self.register_buffer("projection", torch.zeros(d_model, _BITS if method == "projection" else 0))
 
+    @property
+    def per_token(self) -> bool:
+        return self.method not in ("bigram", "previous", "position")
+
     def init_parameters(self, generator: Callable[[str], torch.Generator]) -> None:
         size = self.table.numel()
         if self.method in ("projection", "position"):

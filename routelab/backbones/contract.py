@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -18,11 +18,17 @@ from routers.cost import Cost
 
 @dataclass(frozen=True)
 class InputSpec:
-    """What one example looks like: kind and shape ("image": channels, height, width), and ids where there are any."""
+    """What one example looks like: kind and shape ("image": channels, height, width; "table": features), and ids where
+    there are any.
+
+    categories: for a table, one entry per feature: 0 = a number, n = a code from 0 to n - 1, kept as a float in the same
+    tensor; () = all are numbers.
+    """
 
     kind: Literal["image", "table", "text"]
     shape: tuple[int, ...]
     vocab_size: int | None = None
+    categories: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,10 @@ class Backbone(nn.Module):
     d_model: int
     positions: int
 
+    batch_is_group: ClassVar[bool] = False
+    """True where an example is one position and the batch is the group, so that whatever a router mixes within a group
+    mixes examples. Arms refuse routers whose evaluation would do so."""
+
     def __init__(self, inputs: InputSpec, outputs: int) -> None:
         super().__init__()
         self.inputs, self.outputs = inputs, outputs
@@ -59,6 +69,10 @@ class Backbone(nn.Module):
     def token_embeddings(self) -> Tensor | None:
         """The (V, D) table of token embeddings, for routers that look at it before training; None if there is none."""
         return None
+
+    def layout(self, examples: int) -> tuple[int, int]:
+        """Groups and positions, (G, S), of what the mixture layers see of a batch."""
+        return (1, examples) if self.batch_is_group else (examples, self.positions)
 
     def cost(self, examples: int) -> Cost:
         """Model FLOPs of everything but the feed-forward layers."""

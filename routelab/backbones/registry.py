@@ -9,4 +9,11 @@ from routers.registry import Registry
 if TYPE_CHECKING:
     from routelab.backbones.contract import Backbone
 
-BACKBONES: Registry[type[Backbone]] = Registry("backbone", "routelab.backbones", {"vit": "routelab.backbones.vit:ViT"})
+BACKBONES: Registry[type[Backbone]] = Registry(
+    "backbone",
+    "routelab.backbones",
+    {"mlp": "routelab.backbones.mlp:MLP", "tokens": "routelab.backbones.tokens:Tokens", "vit": "routelab.backbones.vit:ViT"},
+)
+
+DEFAULT_FOR = {"image": "vit", "table": "tokens", "text": "decoder"}
+"""The backbone of each kind of input where the config names none."""

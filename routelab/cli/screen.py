@@ -90,6 +90,8 @@ def table(summary: dict[str, Any]) -> Table:
         out.add_column(name, justify="left" if name == "arm" else "right", no_wrap=True)
     for label, arm in summary["arms"].items():
         mark = "" if arm["n"] and not arm["failed"] else f" ({arm['failed']} failed)"
+        if arm["leaks"]:
+            mark += f" (leaks: {arm['leaks']})"
         out.add_row(
             label + mark, _mean(arm["loss"]), _mean(arm["metric"]), _change(arm["difference"]), _count(arm["flops_per_example"]),
             _number(arm["flops_ratio"], ".3f"), _number(arm["flops_model"], ".1f", 1e9), _number(arm["flops_executed"], ".1f", 1e9),
@@ -139,6 +141,8 @@ def train(resolved: Any, quiet: bool = False) -> Any:
         return run
     quality = ", ".join(f"test {name} {value:.4f}" for name, value in record["test"].items())
     out.print(f"{record['arm']} on {record['data']}, seed {record['seed']}: {quality}")
+    if record["leaks"]:
+        out.print(f"This arm leaks: an output depends on {record['leaks']} (router.allow_leak)")
     out.print(
         f"{record['steps']} steps, {record['flops_model'] / 1e9:.1f} GFLOPs model, {record['flops_executed'] / 1e9:.1f} executed, "
         f"{_count(record['flops_per_example'])} per example, {_count(record['active_params'])} active of "

@@ -30,7 +30,7 @@ def cell_key(spec: RunSpec, digest: str) -> str:
     """
     used: dict[Registry[Any], str] = {
         ROUTERS: spec.arm.name, BASELINES: spec.arm.name, KINDS: spec.arm.experts.get("kind", "gelu"),
-        BACKBONES: spec.arm.backbone.get("name", "vit"), DATA: spec.data["name"],
+        BACKBONES: spec.arm.backbone.get("name", ""), DATA: spec.data["name"],
     }  # fmt: skip
     families = [registry.source(name) for registry, name in used.items() if name in registry]
     plain = spec.plain()

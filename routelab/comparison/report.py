@@ -187,6 +187,7 @@ def _row(label: str, arm: Mapping[str, Any]) -> dict[str, Any]:
         "label": label,
         "n": arm.get("n", 0),
         "failed": arm.get("failed") or 0,
+        "leaks": arm.get("leaks"),
         "intervals": [_interval(arm.get("loss")), _interval(arm.get("metric")), _interval(arm.get("difference"), signed=True)],
         "p": short(arm.get("p_sign_flip"), 2),
         "verdict": arm.get("verdict") or NOTHING,

@@ -40,16 +40,17 @@ _MEANS = (
 
 
 def write_results(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
-    """results.csv: one row per arm and seed, columns as design.md §4 names them."""
+    """results.csv: one row per arm and seed, columns as design.md §4 names them; a last one, leaks, if an arm does."""
     metric = next((record["metric"] for record in records if record.get("metric")), "accuracy")
     column = metric if metric == "bits_per_byte" else f"test_{metric}"
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["arm", "seed", "data", "test_loss", column, *_TAIL])
+    tail = (*_TAIL, "leaks") if any(record.get("leaks") for record in records) else _TAIL
+    writer.writerow(["arm", "seed", "data", "test_loss", column, *tail])
     for record in records:
         test = record.get("test") or {}
         row = [record["arm"], record["seed"], record["data"], test.get("loss"), test.get(metric)]
-        values = [record.get(name) for name in _TAIL]
+        values = [record.get(name) for name in tail]
         row += [str(value).lower() if isinstance(value, bool) else value for value in values]
         writer.writerow(["" if value is None else value for value in row])
     write_text(path, text.getvalue())
@@ -78,6 +79,7 @@ def summarise(
             entry[key] = sum(values) / len(values) if values else None
         entry["flops_ratio"] = ratios.get(label)
         entry["causal"] = all(record.get("causal", True) for record in mine.values())
+        entry["leaks"] = next((record["leaks"] for record in mine.values() if record.get("leaks")), None)
         entry |= {"difference": None, "p_sign_flip": None, "detectable": None}
         shared = sorted(set(mine) & set(base))
         if label != reference and shared:
@@ -92,7 +94,8 @@ def summarise(
     for label, adjusted in zip(tested, holm([arms[label]["p_t"] for label in tested]), strict=True):
         arms[label]["p_holm"] = adjusted
     for label in labels:
-        arms[label]["verdict"] = _verdict(label, arms[label], reference)
+        verdict, leaks = _verdict(label, arms[label], reference), arms[label]["leaks"]
+        arms[label]["verdict"] = f"{verdict}; leaks: an output depends on {leaks}" if leaks else verdict
     data = records[0]["data"] if records else name
     return {
         "name": name, "data": data, "metric": metric, "reference": reference, "seeds": seeds, "arms": arms,
@@ -150,7 +153,9 @@ def _sentence(arms: Mapping[str, Any], reference: str | None, data: str) -> str:
     parts = [f"{_list(names)} {what.format(reference=reference)}" for what, names in groups.items() if names]
     tested = any("p_holm" in arm for arm in others.values())
     test = " (paired t-tests over seeds, Holm-adjusted, level .05)" if tested else ""
-    return f"On {data}, {_price(others, reference)}: {'; '.join(parts)}{test}."
+    leaking = [label for label, arm in arms.items() if arm["leaks"]]
+    warning = f" No fair comparison, as outputs depend on what they must not: {_list(leaking)}." if leaking else ""
+    return f"On {data}, {_price(others, reference)}: {'; '.join(parts)}{test}.{warning}"
 
 
 def _price(others: Mapping[str, Any], reference: str) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +17,8 @@ from experts.initialisation import key
 from routelab.data.registry import DATA
 from routers.errors import UsageError, unknown
 from routers.registry import option_names
+
+Loader = TypeVar("Loader", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
@@ -38,9 +42,29 @@ class DataSet:
         return found.hexdigest()[:16]
 
 
+class MissingPackageError(UsageError):
+    """A data set lies in a package that is not installed."""
+
+
 def register_data(name: str) -> Callable[[Any], Any]:
     """Function decorator: make a loader known as `name`. It takes keyword options and returns a DataSet."""
     return DATA.register(name)
+
+
+def holds(kind: str) -> Callable[[Loader], Loader]:
+    """Function decorator: say what a loader's inputs are ("image", "table" or "text"), which is asked before it runs."""
+
+    def mark(loader: Loader) -> Loader:
+        loader.kind = kind  # type: ignore[attr-defined]
+        return loader
+
+    return mark
+
+
+def kind_of(name: str, **options: Any) -> str:
+    """What the inputs of a data set are; one whose loader does not say (see `holds`) is loaded to find out."""
+    declared = getattr(DATA.get(name), "kind", None)
+    return declared or load(name, **options).task.inputs.kind
 
 
 def load(name: str, **options: Any) -> DataSet:
@@ -56,6 +80,24 @@ def load(name: str, **options: Any) -> DataSet:
         raise
     except ValueError as error:
         raise UsageError(f"data set {name!r}: {error}") from error
+
+
+def package_file(data: str, package: str, inside: str, requirement: str) -> Path:
+    """A file in the folder of an installed package, which is not imported. requirement: what `pip install` is told.
+
+    Raises MissingPackageError without the package, UsageError if another version of it lacks the file.
+    """
+    found = importlib.util.find_spec(package)
+    if found is None or found.origin is None:
+        raise MissingPackageError(
+            f"data set {data!r} comes with the package {package}, which is not installed: pip install {requirement}"
+        )
+    path = Path(found.origin).parent / inside
+    if not path.is_file():
+        raise UsageError(
+            f"data set {data!r}: the installed package {package} has no file {inside!r}: pip install {requirement}"
+        )
+    return path
 
 
 def split_stratified(targets: Tensor, sizes: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from routelab.data.contract import DataSet, image_data
+from routelab.data.contract import DataSet, holds, image_data
 
 
+@holds("image")
 def digits() -> DataSet:
     """1,797 handwritten digits of 8 x 8 pixels in 10 classes (scikit-learn); 1,257 train, 180 validation, 360 test."""
     from sklearn.datasets import load_digits

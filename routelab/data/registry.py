@@ -11,5 +11,7 @@ if TYPE_CHECKING:
     from routelab.data.contract import DataSet
 
 DATA: Registry[Callable[..., DataSet]] = Registry(
-    "data set", "routelab.data", {"digits": "routelab.data.digits:digits", "mnist5k": "routelab.data.mnist5k:mnist5k"}
+    "data set",
+    "routelab.data",
+    {name: f"routelab.data.{name}:{name}" for name in ("digits", "flights", "letter", "mnist5k", "satimage", "vowel")},
 )

@@ -88,14 +88,17 @@ class Tracking:
 
 @dataclass
 class Config:
-    """Everything a comparison or a run can be told. The defaults are the quickstart."""
+    """Everything a comparison or a run can be told. The defaults are the quickstart.
+
+    backbone: without a name it is the one for the data's kind (`routelab.backbones.registry.DEFAULT_FOR`).
+    """
 
     arms: list[Any] = field(default_factory=lambda: ["dense", "switch", "top2", "expert_choice", "hash", "soft"])
     arm: Any = "switch"
     seeds: Any = 5
     seed: int = 0
     data: dict[str, Any] = field(default_factory=lambda: {"name": "digits"})
-    backbone: dict[str, Any] = field(default_factory=lambda: {"name": "vit"})
+    backbone: dict[str, Any] = field(default_factory=dict)
     router: dict[str, Any] = field(default_factory=dict)
     experts: dict[str, Any] = field(default_factory=lambda: {"count": 8, "hidden": None, "kind": "gelu", "bias": False})
     budget: Budget = field(default_factory=Budget)
@@ -186,8 +189,20 @@ def resolve(config: str | Path | Mapping[str, Any] | Sequence[str] = (), overrid
         from routers.registry import load_plugin
 
         load_plugin(plugin)
+    _name_backbone(final, sources)
     _check_values(final)
     return Resolved(final, name or str(final.data.get("name")), sources)
+
+
+def _name_backbone(config: Config, sources: dict[str, str]) -> None:
+    """Where no backbone is named, the one for the data's kind."""
+    from routelab.backbones.registry import DEFAULT_FOR
+    from routelab.data.contract import DATA, kind_of
+
+    if config.backbone.get("name") is None and config.data.get("name") in DATA:
+        kind = kind_of(**config.data)
+        config.backbone = {**config.backbone, "name": DEFAULT_FOR[kind]}
+        sources["backbone.name"] = f"default for data of the kind {kind!r}"
 
 
 def _read(path: Path) -> dict[str, Any]:

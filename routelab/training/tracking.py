@@ -432,6 +432,7 @@ def _tags(record: Mapping[str, Any]) -> dict[str, str]:
         "routelab.versions": json.dumps(provenance["versions"], default=str) if provenance.get("versions") else None,
         "routelab.metric": record.get("metric"),
         "routelab.causal": record.get("causal"),
+        "routelab.leaks": record.get("leaks"),
     }
     if status != "ok":
         error = record.get("error") or "no reason was recorded"

@@ -11,6 +11,9 @@ from routelab.training.flops import counter_formulas
 
 D, DEPTH, HEADS, PATCH, CLASSES, HIDDEN, EXPERTS = 16, 2, 2, 2, 10, 32, 4
 S = (8 // PATCH) ** 2
+CATEGORIES = (0, 0, 5, 0, 0, 3, 0)
+"""A table of 7 features, 2 of them codes."""
+NUMBERS, FEATURES = CATEGORIES.count(0), len(CATEGORIES)
 
 CASES = {
     "dense": ("dense", {}),
@@ -37,17 +40,30 @@ def _one_thread():
     torch.set_num_threads(before)
 
 
-def build(case, kind="gelu"):
+OPTIONS = {"vit": {"heads": HEADS, "patch_size": PATCH}, "tokens": {"heads": HEADS}, "mlp": {}}
+
+
+def build(case, kind="gelu", backbone="vit"):
     name, router = CASES[case]
-    backbone = {"d_model": D, "depth": DEPTH, "heads": HEADS, "patch_size": PATCH, "hidden": HIDDEN}
+    shape = {"name": backbone, "d_model": D, "depth": DEPTH, "hidden": HIDDEN, **OPTIONS[backbone]}
     experts = {"kind": kind} if name == "dense" else {"kind": kind, "count": EXPERTS}
-    task = Task("toy", "classification", InputSpec("image", (1, 8, 8)), CLASSES)
-    return make_arm(ArmSpec(name, backbone, experts, router), task, 0)
+    # What mlp refuses is counted all the same once it is overridden.
+    router = {**router, "allow_leak": True} if backbone == "mlp" else router
+    table = InputSpec("table", (FEATURES,), categories=CATEGORIES)
+    task = Task("toy", "classification", InputSpec("image", (1, 8, 8)) if backbone == "vit" else table, CLASSES)
+    return make_arm(ArmSpec(name, shape, experts, router), task, 0)
 
 
-def batch_of(size):
+def batch_of(size, backbone="vit"):
     generator = torch.Generator().manual_seed(0)
-    return Batch(torch.randn(size, 1, 8, 8, generator=generator), torch.randint(0, CLASSES, (size,), generator=generator))
+    targets = torch.randint(0, CLASSES, (size,), generator=generator)
+    if backbone == "vit":
+        return Batch(torch.randn(size, 1, 8, 8, generator=generator), targets)
+    columns = [
+        torch.randint(0, codes, (size,), generator=generator).float() if codes else torch.randn(size, generator=generator)
+        for codes in CATEGORIES
+    ]
+    return Batch(torch.stack(columns, 1), targets)
 
 
 def step(arm, batch, counter=None):
@@ -63,14 +79,18 @@ def step(arm, batch, counter=None):
     return loss
 
 
-def by_hand(case, batch, rows, matrices):
+def by_hand(case, batch, rows, matrices, backbone="vit"):
     """Fixed part + rows x cost of a row, from the shapes alone. A product with gradients for both sides is 3 products."""
-    tokens = batch * S
-    patch = 2 * (2 * tokens * PATCH**2 * D)  # pixels need no gradient
-    projections = 3 * (2 * tokens * D * 4 * D)
-    attention = (2 + 5) * (2 * batch * S * S * D)
+    groups, positions = {"vit": (batch, S), "tokens": (batch, FEATURES), "mlp": (1, batch)}[backbone]
+    tokens = groups * positions
+    # Inputs need no gradient; feature tokens are made without a product.
+    patch = {"vit": 2 * (2 * tokens * PATCH**2 * D), "tokens": 0, "mlp": 2 * (2 * tokens * NUMBERS * D)}[backbone]
+    mixes = backbone != "mlp"
+    projections = 3 * (2 * tokens * D * 4 * D) * mixes
+    attention = (2 + 5) * (2 * groups * positions**2 * D) * mixes
     head = 3 * (2 * batch * D * CLASSES)
-    slots = 3 * (2 * batch * S * S * D)  # as many slots as positions: E * P = S
+    # E * P: 16 for 16 patches, 8 for 7 features, and one for each expert where a group's size is not known.
+    slots = 3 * (2 * tokens * {"vit": 16, "tokens": 8, "mlp": 4}[backbone] * D)
     router = {
         "dense": 0,
         "hash": 2 * tokens * D * 12,  # forward only
@@ -80,31 +100,45 @@ def by_hand(case, batch, rows, matrices):
     return patch + head + DEPTH * (projections + attention + router) + rows * per_row
 
 
+@pytest.mark.parametrize("backbone", OPTIONS)
 @pytest.mark.parametrize("kind", ["gelu", "swiglu"])
 @pytest.mark.parametrize("case", CASES)
-def test_three_counts_agree(case, kind):
+def test_three_counts_agree(case, kind, backbone):
     size = 8
-    arm, batch = build(case, kind), batch_of(size)
+    arm, batch = build(case, kind, backbone), batch_of(size, backbone)
     step(arm, batch)  # the first call counts the router's cost by running it
     counter = FlopCounterMode(display=False, custom_mapping=counter_formulas())
     loss = step(arm, batch, counter)
     counted, executed = counter.get_total_flops(), float(loss.flops.executed)
-    rows = DEPTH * size * S if case == "dense" else sum(int(routing.work.executed) for routing in loss.routings)
+    positions = {"vit": S, "tokens": FEATURES, "mlp": 1}[backbone]
+    rows = DEPTH * size * positions if case == "dense" else sum(int(routing.work.executed) for routing in loss.routings)
     assert executed == pytest.approx(counted, rel=0.01)
-    assert by_hand(case, size, rows, 3 if kind == "swiglu" else 2) == pytest.approx(counted, rel=0.01)
+    assert by_hand(case, size, rows, 3 if kind == "swiglu" else 2, backbone) == pytest.approx(counted, rel=0.01)
     if case == "dense":
         assert executed == counted, "nothing is approximated here"
     # The experts' share is large enough that a row miscounted by a tenth would show.
     assert rows * 3 * 4 * D * HIDDEN > 0.1 * counted
 
 
+@pytest.mark.parametrize("backbone", OPTIONS)
 @pytest.mark.parametrize("case", CASES)
-def test_forward_counts_agree(case):
-    arm, batch = build(case).eval(), batch_of(8)
+def test_forward_counts_agree(case, backbone):
+    arm, batch = build(case, backbone=backbone).eval(), batch_of(8, backbone)
     arm.predict(batch)
     with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=counter_formulas()) as counter:
         prediction = arm.predict(batch)
     assert float(prediction.flops.executed) == pytest.approx(counter.get_total_flops(), rel=0.01)
+
+
+@pytest.mark.parametrize("backbone", OPTIONS)
+@pytest.mark.parametrize("case", ["dense", "switch", "top2", "topk", "expert_choice", "hash", "soft"])
+def test_nominal_flops_are_those_of_a_dropless_evaluation(case, backbone):
+    """What matching makes equal is what evaluation spends, whatever the size of its batches."""
+    arm = build(case, backbone=backbone).eval()
+    # Soft slots in a group that is the batch are as many whatever its size: nominal is a batch of 16.
+    for size in (16,) if (case, backbone) == ("soft", "mlp") else (8, 48):
+        spent = float(arm.predict(batch_of(size, backbone)).flops.model) / size
+        assert spent == pytest.approx(arm.flops_per_example(), rel=0.01), size
 
 
 @pytest.mark.parametrize("case", ["switch", "topk", "soft"])

@@ -47,6 +47,9 @@ def test_list_is_json_for_machines_and_whole_for_people():
         (["list", "router"], "did you mean 'routers'"),
         (["compaer"], "compaer"),
         (["--plugin", "nothere.py", "list"], "there is no such file"),
+        (["compare", "data=flights", "backbone=mlp", "arms=[dense,soft]"], "switch, top2, topk; or take backbone=tokens"),
+        (["compare", "data=flights", "data.rows=0"], "rows is 0; it must be null or a whole number from 1 to 302346"),
+        (["compare", "data=flights", "backbone.detph=2"], "did you mean 'backbone.depth'"),
         (["ui", "--uri", "sqlite:///nothere.db"], "no such store"),
     ],
 )
@@ -95,4 +98,6 @@ def test_print_config_names_sources(tmp_path):
 def test_doctor(tmp_path):
     done = run("doctor", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stdout
-    assert {"torch", "cores", "data digits", "data mnist5k"} <= {row["name"] for row in json.loads(done.stdout)}
+    assert {"torch", "cores", "data digits", "data mnist5k", "data flights", "data letter"} <= {
+        row["name"] for row in json.loads(done.stdout)
+    }

@@ -227,3 +227,41 @@ def test_a_cell_key_follows_the_content_of_a_file_that_an_option_names(tmp_path)
     assert key(tmp_path / "b.npy") == before, "where a file lies decides nothing"
     (tmp_path / "a.npy").write_bytes(b"2")
     assert key(tmp_path / "a.npy") != before
+
+
+@pytest.mark.slow
+def test_a_regression_has_r2_in_the_table(tmp_path):
+    done = compare(words(tmp_path, "data=flights", "data.rows=600", "seeds=1", "trainer.batch_size=32"))
+    assert [record["status"] for record in done.records] == ["ok"] * 2
+    rows = list(csv.DictReader((tmp_path / "results/mine/results.csv").open()))
+    assert [float(row["test_r2"]) for row in rows] == [record["test"]["r2"] for record in done.records]
+    assert "leaks" not in rows[0]
+    assert done.summary["metric"] == "r2"
+
+
+@pytest.mark.slow
+def test_a_leak_is_marked_wherever_the_arm_is(tmp_path):
+    """An arm whose evaluation depends on other examples, let through by router.allow_leak."""
+    from mlflow.tracking import MlflowClient
+
+    from routelab.cli.screen import table
+
+    given = [word for word in words(tmp_path) if "heads" not in word]
+    given += ["data=flights", "data.rows=600", "seeds=1", "trainer.batch_size=32", "backbone=mlp", "router.allow_leak=true"]
+    done = compare([*given, "arms=[dense,switch,expert_choice]"])
+    records = {record["arm"]: record for record in done.records}
+    assert {name: record["leaks"] for name, record in records.items()} == {
+        "dense": None, "switch": None, "expert_choice": "other examples",
+    }  # fmt: skip
+    assert records["expert_choice"]["batch_coupled"]
+    rows = {row["arm"]: row["leaks"] for row in csv.DictReader((tmp_path / "results/mine/results.csv").open())}
+    assert rows == {"dense": "", "switch": "", "expert_choice": "other examples"}
+    assert done.summary["arms"]["expert_choice"]["verdict"].endswith("leaks: an output depends on other examples")
+    assert done.summary["sentence"].endswith("outputs depend on what they must not: expert_choice.")
+    assert (tmp_path / "results/mine/report.html").read_text().count('<small class="bad">leaks: other examples</small>') == 1
+    assert "expert_choice (leaks: other examples)" in list(table(done.summary).columns[0].cells)
+    client = MlflowClient(f"sqlite:///{tmp_path}/results/mlflow.db")
+    runs = client.search_runs(
+        [client.get_experiment_by_name("flights").experiment_id], "tags.`routelab.leaks` = 'other examples'"
+    )
+    assert len(runs) == 1

@@ -102,3 +102,40 @@ def test_wrong_arms(arms, part):
     config = resolve({"arms": arms}).config
     with pytest.raises(UsageError, match=part):
         arm_choices(config, config.arms)
+
+
+@pytest.mark.parametrize(
+    ("words", "name", "source"),
+    [
+        ([], "vit", "default for data of the kind 'image'"),
+        (["data=flights"], "tokens", "default for data of the kind 'table'"),
+        (["data=flights", "backbone.depth=2"], "tokens", "default for data of the kind 'table'"),
+        (["data=flights", "backbone=mlp"], "mlp", "command line"),
+        (["backbone=mlp", "data=letter"], "mlp", "command line"),
+    ],
+)
+def test_the_backbone_follows_the_data_unless_it_is_named(words, name, source):
+    found = resolve(words)
+    assert found.config.backbone["name"] == name
+    assert any(
+        line.startswith(f"backbone.name: {name}") and line.endswith(f"# {source}") for line in found.describe().splitlines()
+    )
+    assert arm_choices(found.config, ["dense"])[0].spec.backbone["name"] == name
+
+
+def test_every_kind_of_input_has_a_default():
+    from typing import get_args, get_type_hints
+
+    from routelab.backbones.contract import InputSpec
+    from routelab.backbones.registry import DEFAULT_FOR
+
+    assert set(DEFAULT_FOR) == set(get_args(get_type_hints(InputSpec)["kind"]))
+
+
+def test_a_loader_that_does_not_say_its_kind_is_asked():
+    from routelab.data.contract import DATA, load, register_data
+    from routers.registry import only_for_now
+
+    with only_for_now(DATA):
+        register_data("mine")(lambda rows=5: load("flights", rows=rows))
+        assert resolve({"data": {"name": "mine", "rows": 3}}).config.backbone == {"name": "tokens"}

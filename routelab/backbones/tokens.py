@@ -1,0 +1,83 @@
+"""A transformer over the features of a table's row.
+
+Axes: B examples, S = F features, N numbers among them, D features of the model, K outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from experts.kinds import check_sizes
+from routelab.backbones.attention import Block
+from routelab.backbones.contract import Backbone, FeedForwardFactory, InputSpec, Slot
+from routelab.backbones.features import Row
+from routers.contract import Routing, truncated_normal_
+from routers.cost import Cost, matmul
+
+
+class Tokens(Backbone):
+    """Feature-token transformer: each feature of a row is a token, a row is a group of them (Gorishniy 2021, FT-Transformer).
+
+    A number x_j becomes x_j * weight_j + bias_j, a code its embedding + bias_j (§3.3, eq. 1); pre-norm blocks follow.
+    Two departures from the paper: the tokens are averaged instead of read from a [CLS] token, for in the last block all
+    tokens but that one would be routed, and paid for, without any effect on the output; and the first block keeps its norm.
+
+    Options: `d_model` (64), `depth` (3), `heads` (4).
+    """
+
+    def __init__(
+        self,
+        inputs: InputSpec,
+        outputs: int,
+        feed_forward: FeedForwardFactory,
+        *,
+        d_model: int = 64,
+        depth: int = 3,
+        heads: int = 4,
+    ) -> None:
+        super().__init__(inputs, outputs)
+        check_sizes(d_model=d_model, depth=depth, heads=heads)
+        if inputs.kind != "table":
+            raise ValueError(f"tokens reads tables; this data has the kind {inputs.kind!r}")
+        self.d_model, self.positions = d_model, inputs.shape[0]
+        self.row = Row(inputs, d_model)
+        self.weight = nn.Parameter(torch.zeros(self.row.numbers, d_model)) if self.row.numbers else None
+        self.bias = nn.Parameter(torch.zeros(self.positions, d_model))
+        self.blocks = nn.ModuleList(
+            Block(d_model, heads, feed_forward(Slot(index, d_model, self.positions))) for index in range(depth)
+        )
+        self.norm = nn.LayerNorm(d_model)
+        self.head = nn.Linear(d_model, outputs)
+
+    def init_parameters(self, generator: Callable[[str], torch.Generator]) -> None:
+        """Weights and biases of the tokens start at N(0, 1/D) cut at two deviations; the parts draw their own."""
+        for name in ("weight", "bias"):
+            parameter = getattr(self, name)
+            if parameter is not None:
+                truncated_normal_(parameter, self.d_model**-0.5, generator(name))
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, list[Routing]]:
+        """(B, F) -> (B, K)."""
+        numbers_BN, embedded = self.row(x)
+        parts = [] if self.weight is None else [numbers_BN.unsqueeze(-1) * self.weight]
+        hidden = torch.cat([*parts, *([] if embedded is None else [embedded])], dim=1) + self.bias
+        routings = []
+        for block in self.blocks:
+            hidden, routing = block(hidden)
+            if routing is not None:
+                routings.append(routing)
+        return self.head(self.norm(hidden).mean(1)), routings
+
+    def cost(self, examples: int) -> Cost:
+        """Making tokens is elementwise and costs no product."""
+        blocks = [block.attention.cost(examples, self.positions) for block in self._attending()]
+        return sum(blocks, matmul(examples, self.d_model, self.outputs))
+
+    def recomputed(self, examples: int) -> float:
+        return sum(block.attention.recomputed(examples, self.positions) for block in self._attending())
+
+    def _attending(self) -> list[Block]:
+        return [block for block in self.blocks if isinstance(block, Block)]
