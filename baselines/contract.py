@@ -148,6 +148,20 @@ class Arm(nn.Module):
         return False
 
     @property
+    def leaks(self) -> str | None:
+        """What an evaluated output depends on although it must not, such as "later tokens"; None in an honest arm.
+
+        Anything but None is refused unless `router.allow_leak` is set, and is then shown wherever the arm is.
+        """
+        return None
+
+    @property
+    def evaluation_coupled(self) -> bool:
+        """True if in evaluation, too, an example's output may depend on the rest of its batch: metrics then depend on the
+        batch size, and the arm is marked wherever it is shown."""
+        return False
+
+    @property
     def total_params(self) -> int:
         """All parameters."""
         return sum(parameter.numel() for parameter in self.parameters())

@@ -29,7 +29,9 @@ class Routed(SingleBackbone):
     """The backbone with mixture layers routed by the router of the arm's name.
 
     `experts.count` experts of width `experts.hidden` (None: as wide as the dense feed-forward, unless matching sizes it)
-    in every `backbone.moe_every`-th layer, counted from the end of each run of n; the other layers stay dense.
+    in every `backbone.moe_every`-th layer, counted from the end of each run of n; the other layers stay dense. Causal tasks
+    count capacity by the sequence unless `router.capacity_group` says otherwise, and refuse routers that see the future
+    unless `router.allow_leak` is true.
     """
 
     knobs = ("experts.hidden",)
@@ -52,6 +54,9 @@ class Routed(SingleBackbone):
             bias=bool(experts.get("bias", False)),
         )
         router_options, layer_options = self.split_options()
+        if self.task.causal:
+            # Over the whole batch, rows of other sequences would decide who is dropped.
+            layer_options = {"capacity_group": "sequence", **layer_options}
         offered = {"positions": slot.positions, "vocab_size": slot.vocab_size}
         # Routers are asked what they would do, so they stay real even where the rest is only counted.
         with torch.device("cpu"):
@@ -70,11 +75,21 @@ class Routed(SingleBackbone):
             raise ValueError(
                 f"backbone.moe_every is {self.spec.backbone.get('moe_every')}, more than there are layers, so none is routed"
             )
-        if task.causal and not self.causal and not self.spec.router.get("allow_leak", False):
+        if self.leaks is not None and not self.spec.router.get("allow_leak", False):
             raise UsageError(
                 f"router {self.spec.name!r} lets an output depend on later tokens, which task {task.name!r} forbids; "
-                f"causal routers: {', '.join(causal_routers(self.mixtures[0]))}; router.allow_leak=true overrides"
+                f"causal routers: {', '.join(causal_routers(self.mixtures[0]))}{self._causal_settings()}; "
+                f"router.allow_leak=true overrides"
             )
+
+    def _causal_settings(self) -> str:
+        """Settings of this very router that see no later token, for the refusal's sentence."""
+        found, layer, own = [], self.mixtures[0], option_names(ROUTERS.get(self.spec.name)) or []
+        if layer.router.causal and "capacity_factor" not in own:
+            found.append("router.capacity_factor=null")
+        if "across" in own:
+            found.append("router.across=batch")
+        return f", or {self.spec.name} with {' or '.join(found)}" if found else ""
 
     def split_options(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Options of the router, and options of the layer around it."""

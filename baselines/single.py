@@ -134,5 +134,13 @@ class SingleBackbone(Arm):
     def batch_coupled(self) -> bool:
         return any(layer.batch_coupled for layer in self.mixtures)
 
+    @property
+    def leaks(self) -> str | None:
+        return "later tokens" if self.task.causal and not self.causal else None
+
+    @property
+    def evaluation_coupled(self) -> bool:
+        return any(layer.evaluation_coupled for layer in self.mixtures)
+
 
 __all__ = ["ARM_OPTIONS", "ArmSpec", "SingleBackbone"]

@@ -110,6 +110,11 @@ class MixtureLayer(nn.Module):
         limited = self.capacity_factor is not None or self.eval_capacity_factor is not None
         return self.router.batch_coupled or (limited and self.capacity_group == "batch")
 
+    @property
+    def evaluation_coupled(self) -> bool:
+        """True if in evaluation, too, a token's output may depend on other groups of the batch."""
+        return self.router.batch_coupled or (self.eval_capacity_factor is not None and self.capacity_group == "batch")
+
     def nominal_cost(self, groups: int, positions: int) -> Cost:
         """FLOPs of one call without drops or padding, on `groups` x `positions` real tokens."""
         rows = self.router.nominal_rows(groups, positions)

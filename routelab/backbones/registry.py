@@ -9,4 +9,8 @@ from routers.registry import Registry
 if TYPE_CHECKING:
     from routelab.backbones.contract import Backbone
 
-BACKBONES: Registry[type[Backbone]] = Registry("backbone", "routelab.backbones", {"vit": "routelab.backbones.vit:ViT"})
+BACKBONES: Registry[type[Backbone]] = Registry(
+    "backbone",
+    "routelab.backbones",
+    {"decoder": "routelab.backbones.decoder:Decoder", "vit": "routelab.backbones.vit:ViT"},
+)

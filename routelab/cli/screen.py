@@ -63,9 +63,11 @@ def compare(resolved: Any, quiet: bool = False) -> Any:
         out.print(f"{done.reused} of {len(done.records)} runs were already there and were not trained again")
     out.print(table(done.summary))
     out.print(done.summary["sentence"])
+    from routelab.comparison.summary import marked
+
     for label, arm in done.summary["arms"].items():
         if label != done.summary["reference"]:
-            out.print(f"  {label}: {arm['verdict']}")
+            out.print(f"  {marked(label, arm['marks'])}: {arm['verdict']}")
     out.print(done.summary["caveat"])
     for record in done.failed:
         out.print(f"FAILED {record['arm']} seed {record['seed']}: {record['error']}")
@@ -79,6 +81,8 @@ def compare(resolved: Any, quiet: bool = False) -> Any:
 
 def table(summary: dict[str, Any]) -> Table:
     """Paired means with intervals, and the triad of FLOPs, active and total parameters."""
+    from routelab.comparison.summary import marked
+
     metric = summary["metric"]
     out = Table(title=None, header_style="")
     for name in ("arm", "test loss", metric, "loss vs " + str(summary["reference"]), "FLOPs/ex", "ratio", "train GFLOPs",
@@ -87,7 +91,8 @@ def table(summary: dict[str, Any]) -> Table:
     for label, arm in summary["arms"].items():
         mark = "" if arm["n"] and not arm["failed"] else f" ({arm['failed']} failed)"
         out.add_row(
-            label + mark, _mean(arm["loss"]), _mean(arm["metric"]), _change(arm["difference"]), _count(arm["flops_per_example"]),
+            marked(label, arm["marks"]) + mark,
+            _mean(arm["loss"]), _mean(arm["metric"]), _change(arm["difference"]), _count(arm["flops_per_example"]),
             _number(arm["flops_ratio"], ".3f"), _number(arm["flops_model"], ".1f", 1e9), _number(arm["flops_executed"], ".1f", 1e9),
             _count(arm["active_params"]), _count(arm["total_params"]), _number(arm["seconds"], ".1f"),
             _number(arm["drop_rate"], ".1%"), _number(arm["load_cv"], ".2f"),
@@ -134,7 +139,9 @@ def train(resolved: Any, quiet: bool = False) -> Any:
         out.print(f"FAILED {record['arm']} seed {record['seed']}: {record['error']}")
         return run
     quality = ", ".join(f"test {name} {value:.4f}" for name, value in record["test"].items())
-    out.print(f"{record['arm']} on {record['data']}, seed {record['seed']}: {quality}")
+    from routelab.comparison.summary import marked, marks
+
+    out.print(f"{marked(record['arm'], marks(record))} on {record['data']}, seed {record['seed']}: {quality}")
     out.print(
         f"{record['steps']} steps, {record['flops_model'] / 1e9:.1f} GFLOPs model, {record['flops_executed'] / 1e9:.1f} executed, "
         f"{_count(record['flops_per_example'])} per example, {_count(record['active_params'])} active of "

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from routelab.comparison.summary import marked, marks
 from routelab.training.record import finite
 
 if TYPE_CHECKING:
@@ -61,7 +62,8 @@ def loss_figure(records: Sequence[Mapping[str, Any]]) -> Figure | None:
     for record in records:
         points = _loss_points(record)
         if points:
-            curves.setdefault(str(record.get("arm")), []).append(([x for x, _ in points], [y for _, y in points]))
+            label = marked(str(record.get("arm")), marks(record))
+            curves.setdefault(label, []).append(([x for x, _ in points], [y for _, y in points]))
     if not curves:
         return None
 
@@ -180,6 +182,7 @@ def _row(label: str, arm: Mapping[str, Any]) -> dict[str, Any]:
     costs.append({True: "yes", False: "no", None: NOTHING}.get(causal, str(causal)))
     return {
         "label": label,
+        "marks": ", ".join(arm.get("marks") or ()),
         "n": arm.get("n", 0),
         "failed": arm.get("failed") or 0,
         "intervals": [_interval(arm.get("loss")), _interval(arm.get("metric")), _interval(arm.get("difference"), signed=True)],

@@ -78,6 +78,8 @@ def summarise(
             entry[key] = sum(values) / len(values) if values else None
         entry["flops_ratio"] = ratios.get(label)
         entry["causal"] = all(record.get("causal", True) for record in mine.values())
+        entry["leaks"] = next((record["leaks"] for record in mine.values() if record.get("leaks")), None)
+        entry["marks"] = sorted({mark for record in mine.values() for mark in marks(record)}, reverse=True)
         entry |= {"difference": None, "p_sign_flip": None, "detectable": None}
         shared = sorted(set(mine) & set(base))
         if label != reference and shared:
@@ -98,6 +100,18 @@ def summarise(
         "name": name, "data": data, "metric": metric, "reference": reference, "seeds": seeds, "arms": arms,
         "sentence": _sentence(arms, reference, data), "caveat": _caveat(arms, len(seeds)),
     }  # fmt: skip
+
+
+def marks(record: Mapping[str, Any]) -> list[str]:
+    """What must stand beside the name of a run wherever it is shown: what it leaks, and whether its figures depend on the
+    batch that it was evaluated in."""
+    found = [f"leaks: {record['leaks']}"] if record.get("leaks") else []
+    return found + (["batch-coupled"] if record.get("evaluation_coupled") else [])
+
+
+def marked(label: str, given: Sequence[str] | None) -> str:
+    """A label with its marks: "soft (leaks: later tokens)"."""
+    return f"{label} ({', '.join(given)})" if given else label
 
 
 def _interval(value: Interval) -> dict[str, Any]:
@@ -131,9 +145,10 @@ def _verdict(label: str, entry: Mapping[str, Any], reference: str | None) -> str
 
 
 def _sentence(arms: Mapping[str, Any], reference: str | None, data: str) -> str:
-    better = [label for label, arm in arms.items() if arm["verdict"].startswith("better")]
-    worse = [label for label, arm in arms.items() if arm["verdict"].startswith("worse")]
-    open_ = [label for label, arm in arms.items() if arm["verdict"].startswith("undecided")]
+    better, worse, open_ = (
+        [marked(label, arm.get("marks")) for label, arm in arms.items() if arm["verdict"].startswith(start)]
+        for start in ("better", "worse", "undecided")
+    )
     if reference is None:
         return f"On {data}, no arm is the reference (match.reference), so there are no paired differences."
     parts = []

@@ -89,6 +89,8 @@ def execute(
         "total_params": arm.total_params,
         "causal": arm.causal,
         "batch_coupled": arm.batch_coupled,
+        "leaks": arm.leaks,
+        "evaluation_coupled": arm.evaluation_coupled,
     }
     module = TrainingModule(arm, data, spec.seed, spec.budget, spec.optimizer, spec.trainer, progress)
     try:
