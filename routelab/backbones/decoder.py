@@ -178,7 +178,7 @@ def _local(layer: MixtureLayer, vocab_size: int) -> bool:
     """Whether the router does with a token what it would do with that token alone. Asked of it on random tokens, so that
     it holds for any router: once as one sequence, once as as many sequences of one token."""
     router, random = layer.router, torch.Generator().manual_seed(0)
-    device = layer.experts.down.device
+    device = next(layer.experts.parameters()).device
     x = torch.randn(1, _PROBED, router.d_model, generator=random).to(device)
     ids = torch.randint(0, vocab_size, (1, _PROBED), generator=random).to(device)
     was = router.training

@@ -69,6 +69,8 @@ def compare(resolved: Any, quiet: bool = False) -> Any:
         if label != done.summary["reference"]:
             out.print(f"  {marked(label, arm['marks'])}: {arm['verdict']}")
     out.print(done.summary["caveat"])
+    for line in yardstick_lines(done.summary):
+        out.print(line)
     for record in done.failed:
         out.print(f"FAILED {record['arm']} seed {record['seed']}: {record['error']}")
     for problem in done.problems:
@@ -98,6 +100,14 @@ def table(summary: dict[str, Any]) -> Table:
             _number(arm["drop_rate"], ".1%"), _number(arm["load_cv"], ".2f"),
         )  # fmt: skip
     return out
+
+
+def yardstick_lines(summary: dict[str, Any]) -> list[str]:
+    """What else reaches which value of the metric on the same test split."""
+    return [
+        f"Yardstick: {each['name']} has {each['metric']} {each['value']:.4f} ({each['note']})"
+        for each in summary.get("yardsticks") or ()
+    ]
 
 
 def _mean(value: dict[str, Any] | None) -> str:

@@ -42,6 +42,10 @@ def write_report(path: Path, summary: Mapping[str, Any], records: Sequence[Mappi
         sentence=summary.get("sentence"),
         caveat=summary.get("caveat"),
         arms=[_row(label, arm) for label, arm in (summary.get("arms") or {}).items()],
+        yardsticks=[
+            (each["name"], f"{each['metric']} {short(each['value'], 4)}", each["note"])
+            for each in summary.get("yardsticks") or ()
+        ],
         figures=figures,
         # Drawn here, and every text in it escaped by matplotlib.
         figure=None if drawing is None else Markup(_inline_svg(drawing)),

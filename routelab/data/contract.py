@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,21 +18,40 @@ from routers.registry import option_names
 
 
 @dataclass(frozen=True)
+class Yardstick:
+    """Something outside the comparison to hold its results against: the task's metric on the test split, by a method that
+    is not an arm. note: exactly what was measured."""
+
+    name: str
+    metric: str
+    value: float
+    note: str
+
+
+@dataclass(frozen=True)
 class DataSet:
-    """A task with its three splits. The test split never varies with a run's seed. source: where the numbers come from."""
+    """A task with its three splits. The test split never varies with a run's seed. source: where the numbers come from.
+
+    domain_names: what the numbers in `Batch.domain` mean. yardsticks: computes them; a comparison asks once and keeps the
+    answer by digest.
+    """
 
     task: Task
     train: Batch
     validation: Batch
     test: Batch
     source: str
+    domain_names: tuple[str, ...] = ()
+    yardsticks: Callable[[], Sequence[Yardstick]] | None = None
 
     @property
     def digest(self) -> str:
-        """SHA-256 over the bytes of all splits, first 16 hex digits."""
-        found = hashlib.sha256()
+        """SHA-256 over the bytes of all splits, masks and domains included, first 16 hex digits."""
+        found = hashlib.sha256("".join(f"{name}\n" for name in self.domain_names).encode())
         for split in (self.train, self.validation, self.test):
-            for tensor in (split.inputs, split.targets):
+            for tensor in (split.inputs, split.targets, split.mask, split.domain):
+                if tensor is None:
+                    continue
                 found.update(f"{tuple(tensor.shape)}{tensor.dtype}".encode())
                 found.update(tensor.contiguous().numpy().tobytes())
         return found.hexdigest()[:16]

@@ -11,5 +11,12 @@ if TYPE_CHECKING:
     from routelab.data.contract import DataSet
 
 DATA: Registry[Callable[..., DataSet]] = Registry(
-    "data set", "routelab.data", {"digits": "routelab.data.digits:digits", "mnist5k": "routelab.data.mnist5k:mnist5k"}
+    "data set",
+    "routelab.data",
+    {
+        "digits": "routelab.data.digits:digits",
+        "domains": "routelab.data.domains:domains",
+        "hub": "routelab.data.hub:hub",
+        "mnist5k": "routelab.data.mnist5k:mnist5k",
+    },
 )

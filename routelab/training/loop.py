@@ -153,10 +153,10 @@ def _inside(arm: Arm, data: DataSet, module: TrainingModule, spec: RunSpec, fold
     if options.compile:
         for part in arm.children():
             part.compile()
-    trainer.fit(module, Endless(), Slices(len(data.validation)))
+    trainer.fit(module, Endless(), Slices(data.validation))
     if trainer.interrupted:
         raise KeyboardInterrupt
-    trainer.test(module, Slices(len(data.test)), verbose=False)
+    trainer.test(module, Slices(data.test), verbose=False)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         trainer.save_checkpoint(folder / "weights.ckpt", weights_only=True)
