@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -69,12 +70,22 @@ def load(name: str, **options: Any) -> DataSet:
     for option in options:
         if allowed is not None and option not in allowed:
             raise unknown(f"option of data set {name!r}", option, allowed)
+    for option in required_options(name):
+        if options.get(option) is None:
+            raise UsageError(f"data set {name!r} needs data.{option}")
     try:
         return loader(**options)
     except UsageError:
         raise
     except ValueError as error:
         raise UsageError(f"data set {name!r}: {error}") from error
+
+
+def required_options(name: str) -> list[str]:
+    """Options of a data set that have no default."""
+    parameters = inspect.signature(DATA.get(name)).parameters.values()
+    named = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return [each.name for each in parameters if each.default is each.empty and each.kind in named]
 
 
 def split_stratified(targets: Tensor, sizes: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:

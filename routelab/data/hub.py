@@ -22,7 +22,7 @@ Row = tuple[str, bytes]
 
 def hub(
     *,
-    path: str | None = None,
+    path: str,
     text: str = "text",
     domain: str | None = None,
     config: str | None = None,
@@ -38,8 +38,6 @@ def hub(
     belongs to one. `config` chooses a configuration of a hub data set, all of whose splits are read; the hub needs the extra
     `hub` and a network, or what an earlier call left in its cache.
     """
-    if not path:
-        raise UsageError("data.path is missing; it must be a text, JSONL or Parquet file, a folder, or a name on the hub")
     check_shares(validation, test)
     place = Path(path).expanduser()
     if place.exists():

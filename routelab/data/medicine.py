@@ -23,7 +23,7 @@ def documents() -> list[Document]:
     tables = sorted(folder.glob("icd10c*tabular*.xml"))
     if not tables:
         raise UsageError(
-            f"domain 'medicine' finds no icd10c-tabular-*.xml in {str(folder)!r}: pip install 'simple-icd-10-cm<2'"
+            f"domain 'medicine' finds no icd10c-tabular-*.xml in {str(folder)!r}: pip install 'simple-icd-10-cm<1.6'"
         )
     # Blocks are cut out by their tags and parsed one by one, when they are read: the whole table takes seconds.
     table = tables[-1].read_bytes()

@@ -15,7 +15,19 @@ from typing import Any
 
 from routers.errors import UsageError
 
-_PACKAGES = ("routelab", "torch", "pytorch-lightning", "numpy", "scikit-learn", "omegaconf", "mlflow", "optuna", "mlxtend")
+_PACKAGES = (
+    "routelab",
+    "torch",
+    "pytorch-lightning",
+    "numpy",
+    "scikit-learn",
+    "omegaconf",
+    "mlflow",
+    "optuna",
+    "mlxtend",
+    "spdx",
+    "simple-icd-10-cm",
+)
 _DIFF_LIMIT = 200_000
 
 

@@ -184,7 +184,7 @@ def shingles(document):
 
 
 def test_overlap_by_hand():
-    words = "a b c d e f g h i j".split()
+    words = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j"]
     texts = [" ".join(words), " ".join(words[1:]), " ".join(reversed(words)), "too short"]
     share = law.overlap(texts)
     assert share[0, 1] == pytest.approx(1.0)  # both sequences of the shorter text are in the longer

@@ -134,7 +134,7 @@ def test_errors_of_the_hub(monkeypatch):
 def test_errors_of_files(tmp_path):
     rows = write("jsonl", tmp_path)
     for options, message in (
-        ({}, "data.path is missing"),
+        ({}, "data set 'hub' needs data.path"),
         ({"path": rows, "text": "txt"}, "data.text names 'txt'; did you mean 'text'"),
         ({"path": rows, "domain": "source"}, "data.domain names 'source'"),
         ({"path": write("text", tmp_path), "domain": "source"}, "has no columns"),
