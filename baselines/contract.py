@@ -162,6 +162,12 @@ class Arm(nn.Module):
         return None
 
     @property
+    def evaluation_coupled(self) -> bool:
+        """True if in evaluation, too, an example's output may depend on the rest of its batch: metrics then depend on the
+        batch size, and the arm is marked wherever it is shown."""
+        return False
+
+    @property
     def total_params(self) -> int:
         """All parameters."""
         return sum(parameter.numel() for parameter in self.parameters())

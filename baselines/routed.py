@@ -32,7 +32,9 @@ class Routed(SingleBackbone):
     """The backbone with mixture layers routed by the router of the arm's name.
 
     `experts.count` experts of width `experts.hidden` (None: as wide as the dense feed-forward, unless matching sizes it)
-    in every `backbone.moe_every`-th layer, counted from the end of each run of n; the other layers stay dense.
+    in every `backbone.moe_every`-th layer, counted from the end of each run of n; the other layers stay dense. Causal tasks
+    count capacity by the sequence unless `router.capacity_group` says otherwise. Routers that leak (see later tokens in a
+    causal task, or other examples where a batch is one group) are refused unless `router.allow_leak` is true.
     A router's option `init_scale` goes to the feed-forwards too: it is a scale for the layer, not for the gate alone.
     """
 
@@ -57,6 +59,9 @@ class Routed(SingleBackbone):
             init_scale=self.init_scale,
         )
         router_options, layer_options = self.split_options()
+        if self.task.causal:
+            # Over the whole batch, rows of other sequences would decide who is dropped.
+            layer_options = {"capacity_group": "sequence", **layer_options}
         offered = {"positions": slot.positions, "vocab_size": slot.vocab_size}
         # Routers are asked what they would do, so they stay real even where the rest is only counted.
         with torch.device("cpu"):
@@ -91,7 +96,7 @@ class Routed(SingleBackbone):
         if self.leaks == "later tokens":
             return (
                 f"router {self.spec.name!r} lets an output depend on later tokens, which task {task.name!r} forbids; "
-                f"causal routers: {', '.join(causal_routers(layer))}; {override}"
+                f"causal routers: {', '.join(causal_routers(layer))}{self._causal_settings()}; {override}"
             )
         backbone, other = self.backbone_name(task), DEFAULT_FOR[task.inputs.kind]
         forbidden = (
@@ -111,6 +116,15 @@ class Routed(SingleBackbone):
     def init_scale(self) -> float:
         scale = self.spec.router.get("init_scale")
         return 1.0 if scale is None else float(scale)
+
+    def _causal_settings(self) -> str:
+        """Settings of this very router that see no later token, for the refusal's sentence."""
+        found, layer, own = [], self.mixtures[0], option_names(ROUTERS.get(self.spec.name)) or []
+        if layer.router.causal and "capacity_factor" not in own:
+            found.append("router.capacity_factor=null")
+        if "across" in own:
+            found.append("router.across=batch")
+        return f", or {self.spec.name} with {' or '.join(found)}" if found else ""
 
     def split_options(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Options of the router, and options of the layer around it."""

@@ -170,5 +170,9 @@ class SingleBackbone(Arm):
             return "other examples"
         return None
 
+    @property
+    def evaluation_coupled(self) -> bool:
+        return any(layer.evaluation_coupled for layer in self.mixtures)
+
 
 __all__ = ["ARM_OPTIONS", "ArmSpec", "SingleBackbone"]

@@ -21,11 +21,13 @@ TaskKind = Literal["classification", "regression", "language"]
 
 @dataclass(frozen=True)
 class Batch:
-    """inputs (B, ...), targets (B,), (B, K) or (B, S), mask (B, S) where positions may be padding."""
+    """inputs (B, ...), targets (B,), (B, K) or (B, S), mask (B, S) where positions may be padding, domain (B,) numbers of
+    the sources that examples come from, where there are several. Ids and labels may be of any integer type."""
 
     inputs: Tensor
     targets: Tensor
     mask: Tensor | None = None
+    domain: Tensor | None = None
 
     def __len__(self) -> int:
         return self.inputs.shape[0]
@@ -56,6 +58,7 @@ class Task:
     inputs: InputSpec
     outputs: int
     token_counts: Tensor | None = None
+    """Frequencies (V,) of the training split's tokens, where there are any; hash routing packs its bins by them."""
 
     @property
     def causal(self) -> bool:
@@ -73,7 +76,9 @@ class Task:
         if self.kind == "regression":
             return (outputs - targets.view_as(outputs)).square().flatten(1).mean(1)
         if self.kind == "language":
-            return F.cross_entropy(outputs.transpose(1, 2), targets, reduction="none").mean(1)
+            # Flat: a softmax over a strided axis is slower. Texts are stored as bytes, targets are int64 here only.
+            each = F.cross_entropy(outputs.flatten(0, 1), targets.flatten().long(), reduction="none")
+            return each.view(targets.shape).mean(1)
         return F.cross_entropy(outputs, targets, reduction="none")
 
     def statistics(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:

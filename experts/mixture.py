@@ -116,6 +116,11 @@ class MixtureLayer(nn.Module):
         """True if in evaluation a token's output depends on that token alone."""
         return self.router.per_token and self.eval_capacity_factor is None
 
+    @property
+    def evaluation_coupled(self) -> bool:
+        """True if in evaluation, too, a token's output may depend on other groups of the batch."""
+        return self.router.batch_coupled or (self.eval_capacity_factor is not None and self.capacity_group == "batch")
+
     def nominal_cost(self, groups: int, positions: int) -> Cost:
         """FLOPs of one call without drops or padding, on `groups` x `positions` real tokens."""
         rows = self.router.nominal_rows(groups, positions)

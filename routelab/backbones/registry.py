@@ -12,7 +12,12 @@ if TYPE_CHECKING:
 BACKBONES: Registry[type[Backbone]] = Registry(
     "backbone",
     "routelab.backbones",
-    {"mlp": "routelab.backbones.mlp:MLP", "tokens": "routelab.backbones.tokens:Tokens", "vit": "routelab.backbones.vit:ViT"},
+    {
+        "decoder": "routelab.backbones.decoder:Decoder",
+        "mlp": "routelab.backbones.mlp:MLP",
+        "tokens": "routelab.backbones.tokens:Tokens",
+        "vit": "routelab.backbones.vit:ViT",
+    },
 )
 
 DEFAULT_FOR = {"image": "vit", "table": "tokens", "text": "decoder"}

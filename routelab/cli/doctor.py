@@ -62,10 +62,13 @@ def _checks() -> Any:
     yield check(
         "results", "ok" if writable else "problem", f"{target.resolve()} is {'writable' if writable else 'not writable'}"
     )
-    from routelab.data.contract import DATA, MissingPackageError, load
+    from routelab.data.contract import DATA, MissingPackageError, load, required_options
 
     for name in DATA.names():
         try:
+            if needed := required_options(name):
+                yield check(f"data {name}", "ok", f"made from {', '.join(f'data.{option}' for option in needed)}")
+                continue
             data = load(name)
             yield check(f"data {name}", "ok", f"{len(data.train)} train, {len(data.test)} test, digest {data.digest}")
         except MissingPackageError as error:

@@ -63,14 +63,18 @@ def compare(resolved: Any, quiet: bool = False) -> Any:
         out.print(f"{done.reused} of {len(done.records)} runs were already there and were not trained again")
     out.print(table(done.summary))
     out.print(done.summary["sentence"])
+    from routelab.comparison.summary import marked
+
     for label, arm in done.summary["arms"].items():
         if label != done.summary["reference"]:
-            out.print(f"  {label}: {arm['verdict']}")
+            out.print(f"  {marked(label, arm['marks'])}: {arm['verdict']}")
     for label, tuned in done.summary["tuned"].items():
         tried = ", ".join(f"{rate} ({_number(loss, '.4f')})" for rate, loss in tuned["validation"].items())
         edge = "; the best lies at the edge of what was tried" if tuned["edge"] else ""
         out.print(f"  {label}: learning rate {tuned['rate']:g} chosen on validation from {tried}{edge}")
     out.print(done.summary["caveat"])
+    for line in yardstick_lines(done.summary):
+        out.print(line)
     for record in done.failed:
         out.print(f"FAILED {record['arm']} seed {record['seed']}: {record['error']}")
     for problem in done.problems:
@@ -83,6 +87,8 @@ def compare(resolved: Any, quiet: bool = False) -> Any:
 
 def table(summary: dict[str, Any]) -> Table:
     """Paired means with intervals, and the triad of FLOPs, active and total parameters."""
+    from routelab.comparison.summary import marked
+
     metric = summary["metric"]
     out = Table(title=None, header_style="")
     for name in ("arm", "test loss", metric, "loss vs " + str(summary["reference"]), "FLOPs/ex", "ratio", "train GFLOPs",
@@ -90,15 +96,22 @@ def table(summary: dict[str, Any]) -> Table:
         out.add_column(name, justify="left" if name == "arm" else "right", no_wrap=True)
     for label, arm in summary["arms"].items():
         mark = "" if arm["n"] and not arm["failed"] else f" ({arm['failed']} failed)"
-        if arm["leaks"]:
-            mark += f" (leaks: {arm['leaks']})"
         out.add_row(
-            label + mark, _mean(arm["loss"]), _mean(arm["metric"]), _change(arm["difference"]), _count(arm["flops_per_example"]),
+            marked(label, arm["marks"]) + mark,
+            _mean(arm["loss"]), _mean(arm["metric"]), _change(arm["difference"]), _count(arm["flops_per_example"]),
             _number(arm["flops_ratio"], ".3f"), _number(arm["flops_model"], ".1f", 1e9), _number(arm["flops_executed"], ".1f", 1e9),
             _count(arm["active_params"]), _count(arm["total_params"]), _number(arm["seconds"], ".1f"),
             _number(arm["drop_rate"], ".1%"), _number(arm["load_cv"], ".2f"),
         )  # fmt: skip
     return out
+
+
+def yardstick_lines(summary: dict[str, Any]) -> list[str]:
+    """What else reaches which value of the metric on the same test split."""
+    return [
+        f"Yardstick: {each['name']} has {each['metric']} {each['value']:.4f} ({each['note']})"
+        for each in summary.get("yardsticks") or ()
+    ]
 
 
 def _mean(value: dict[str, Any] | None) -> str:
@@ -140,9 +153,9 @@ def train(resolved: Any, quiet: bool = False) -> Any:
         out.print(f"FAILED {record['arm']} seed {record['seed']}: {record['error']}")
         return run
     quality = ", ".join(f"test {name} {value:.4f}" for name, value in record["test"].items())
-    out.print(f"{record['arm']} on {record['data']}, seed {record['seed']}: {quality}")
-    if record["leaks"]:
-        out.print(f"This arm leaks: an output depends on {record['leaks']} (router.allow_leak)")
+    from routelab.comparison.summary import marked, marks
+
+    out.print(f"{marked(record['arm'], marks(record))} on {record['data']}, seed {record['seed']}: {quality}")
     out.print(
         f"{record['steps']} steps, {record['flops_model'] / 1e9:.1f} GFLOPs model, {record['flops_executed'] / 1e9:.1f} executed, "
         f"{_count(record['flops_per_example'])} per example, {_count(record['active_params'])} active of "

@@ -13,7 +13,8 @@ from routelab.comparison.report import write_report
 from routelab.comparison.summary import summarise, write_results
 from routelab.comparison.tuning import choose_rates, rate_of
 from routelab.comparison.workers import Job, default_workers, failed, opening, run_jobs
-from routelab.data.contract import load
+from routelab.comparison.yardsticks import yardsticks_of
+from routelab.data.contract import DataSet, load
 from routelab.training.config import Resolved, arm_choices, flatten, resolve, seed_list
 from routelab.training.loop import RunSpec
 from routelab.training.matching import Matched, match_arms
@@ -50,6 +51,7 @@ class Plan:
     matched: list[Matched]
     jobs: list[Job]
     reference: str | None
+    data: DataSet
 
     def run_name(self, job: Job) -> str:
         """What the run of a job is called in the tracking store."""
@@ -78,7 +80,7 @@ def plan(resolved: Resolved) -> Plan:
     labels = {arm.choice.label: arm.choice for arm in matched}
     wanted = config.match.reference
     reference = wanted if wanted in labels else next((n for n, c in labels.items() if c.spec.name == wanted), None)
-    return Plan(resolved, matched, jobs, reference)
+    return Plan(resolved, matched, jobs, reference, data)
 
 
 def compare(
@@ -146,6 +148,7 @@ def carry_out(ready: Plan, watch: Watch = lambda done, total, share: None) -> Co
     labels = [arm.choice.label for arm in ready.matched]
     ratios = {arm.choice.label: arm.ratio for arm in ready.matched}
     summary = summarise(resolved.name, ordered, labels, ready.reference, ratios) | {"tuned": tuned}
+    summary["yardsticks"] = yardsticks_of(ready.data, resolved.output)
     try:
         _write(resolved.output, summary, ordered)
     except StorageError as error:

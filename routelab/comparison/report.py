@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from routelab.comparison.summary import marked, marks
 from routelab.training.record import finite, write_text
 
 if TYPE_CHECKING:
@@ -48,6 +49,10 @@ def write_report(path: Path, summary: Mapping[str, Any], records: Sequence[Mappi
         sentence=summary.get("sentence"),
         caveat=summary.get("caveat"),
         arms=[_row(label, arm) for label, arm in (summary.get("arms") or {}).items()],
+        yardsticks=[
+            (each["name"], f"{each['metric']} {short(each['value'], 4)}", each["note"])
+            for each in summary.get("yardsticks") or ()
+        ],
         figures=figures,
         # Drawn here, and every text in it escaped by matplotlib.
         figure=None if drawing is None else Markup(_inline_svg(drawing)),
@@ -65,7 +70,8 @@ def loss_figure(records: Sequence[Mapping[str, Any]]) -> Figure | None:
     for record in records:
         points = _loss_points(record)
         if points:
-            curves.setdefault(str(record.get("arm")), []).append(([x for x, _ in points], [y for _, y in points]))
+            label = marked(str(record.get("arm")), marks(record))
+            curves.setdefault(label, []).append(([x for x, _ in points], [y for _, y in points]))
     if not curves:
         return None
 
@@ -185,9 +191,9 @@ def _row(label: str, arm: Mapping[str, Any]) -> dict[str, Any]:
     costs.append({True: "yes", False: "no", None: NOTHING}.get(causal, str(causal)))
     return {
         "label": label,
+        "marks": ", ".join(arm.get("marks") or ()),
         "n": arm.get("n", 0),
         "failed": arm.get("failed") or 0,
-        "leaks": arm.get("leaks"),
         "intervals": [_interval(arm.get("loss")), _interval(arm.get("metric")), _interval(arm.get("difference"), signed=True)],
         "p": short(arm.get("p_sign_flip"), 2),
         "verdict": arm.get("verdict") or NOTHING,

@@ -80,6 +80,7 @@ def summarise(
         entry["flops_ratio"] = ratios.get(label)
         entry["causal"] = all(record.get("causal", True) for record in mine.values())
         entry["leaks"] = next((record["leaks"] for record in mine.values() if record.get("leaks")), None)
+        entry["marks"] = sorted({mark for record in mine.values() for mark in marks(record)}, reverse=True)
         entry |= {"difference": None, "p_sign_flip": None, "detectable": None}
         shared = sorted(set(mine) & set(base))
         if label != reference and shared:
@@ -101,6 +102,18 @@ def summarise(
         "name": name, "data": data, "metric": metric, "reference": reference, "seeds": seeds, "arms": arms,
         "sentence": _sentence(arms, reference, data), "caveat": _caveat(arms, len(seeds)),
     }  # fmt: skip
+
+
+def marks(record: Mapping[str, Any]) -> list[str]:
+    """What must stand beside the name of a run wherever it is shown: what it leaks, and whether its figures depend on the
+    batch that it was evaluated in."""
+    found = [f"leaks: {record['leaks']}"] if record.get("leaks") else []
+    return found + (["batch-coupled"] if record.get("evaluation_coupled") else [])
+
+
+def marked(label: str, given: Sequence[str] | None) -> str:
+    """A label with its marks: "soft (leaks: later tokens)"."""
+    return f"{label} ({', '.join(given)})" if given else label
 
 
 def _interval(value: Interval) -> dict[str, Any]:
@@ -139,7 +152,7 @@ def _sentence(arms: Mapping[str, Any], reference: str | None, data: str) -> str:
         return f"On {data}, no arm is the reference (match.reference), so there are no paired differences."
     if not arms[reference]["n"]:
         return f"On {data}, the reference {reference} failed on every seed, so no arm could be compared with it."
-    others = {label: arm for label, arm in arms.items() if label != reference}
+    others = {marked(label, arm.get("marks")): arm for label, arm in arms.items() if label != reference}
     if not others:
         return f"On {data}, {reference} was trained alone, so there is nothing to compare it with."
     groups = {

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,21 +23,40 @@ Loader = TypeVar("Loader", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
+class Yardstick:
+    """Something outside the comparison to hold its results against: the task's metric on the test split, by a method that
+    is not an arm. note: exactly what was measured."""
+
+    name: str
+    metric: str
+    value: float
+    note: str
+
+
+@dataclass(frozen=True)
 class DataSet:
-    """A task with its three splits. The test split never varies with a run's seed. source: where the numbers come from."""
+    """A task with its three splits. The test split never varies with a run's seed. source: where the numbers come from.
+
+    domain_names: what the numbers in `Batch.domain` mean. yardsticks: computes them; a comparison asks once and keeps the
+    answer by digest.
+    """
 
     task: Task
     train: Batch
     validation: Batch
     test: Batch
     source: str
+    domain_names: tuple[str, ...] = ()
+    yardsticks: Callable[[], Sequence[Yardstick]] | None = None
 
     @property
     def digest(self) -> str:
-        """SHA-256 over the bytes of all splits, first 16 hex digits."""
-        found = hashlib.sha256()
+        """SHA-256 over the bytes of all splits, masks and domains included, first 16 hex digits."""
+        found = hashlib.sha256("".join(f"{name}\n" for name in self.domain_names).encode())
         for split in (self.train, self.validation, self.test):
-            for tensor in (split.inputs, split.targets):
+            for tensor in (split.inputs, split.targets, split.mask, split.domain):
+                if tensor is None:
+                    continue
                 found.update(f"{tuple(tensor.shape)}{tensor.dtype}".encode())
                 found.update(tensor.contiguous().numpy().tobytes())
         return found.hexdigest()[:16]
@@ -74,6 +94,9 @@ def load(name: str, **options: Any) -> DataSet:
     for option in options:
         if allowed is not None and option not in allowed:
             raise unknown(f"option of data set {name!r}", option, allowed)
+    for option in required_options(name):
+        if options.get(option) is None:
+            raise UsageError(f"data set {name!r} needs data.{option}")
     try:
         return loader(**options)
     except UsageError:
@@ -98,6 +121,13 @@ def package_file(data: str, package: str, inside: str, requirement: str) -> Path
             f"data set {data!r}: the installed package {package} has no file {inside!r}: pip install {requirement}"
         )
     return path
+
+
+def required_options(name: str) -> list[str]:
+    """Options of a data set that have no default."""
+    parameters = inspect.signature(DATA.get(name)).parameters.values()
+    named = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return [each.name for each in parameters if each.default is each.empty and each.kind in named]
 
 
 def split_stratified(targets: Tensor, sizes: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:

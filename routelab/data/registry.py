@@ -13,5 +13,8 @@ if TYPE_CHECKING:
 DATA: Registry[Callable[..., DataSet]] = Registry(
     "data set",
     "routelab.data",
-    {name: f"routelab.data.{name}:{name}" for name in ("digits", "flights", "letter", "mnist5k", "satimage", "vowel")},
+    {
+        name: f"routelab.data.{name}:{name}"
+        for name in ("digits", "domains", "flights", "hub", "letter", "mnist5k", "satimage", "vowel")
+    },
 )

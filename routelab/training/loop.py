@@ -106,6 +106,7 @@ def execute(
         "causal": arm.causal,
         "batch_coupled": arm.batch_coupled,
         "leaks": arm.leaks,
+        "evaluation_coupled": arm.evaluation_coupled,
     }
     checkpoint = None if folder is None or key is None else Checkpoint(folder, key, spec.trainer.checkpoint_seconds)
     module = TrainingModule(arm, data, spec.seed, spec.budget, spec.optimizer, spec.trainer, observer or Observer(), checkpoint)
@@ -202,10 +203,10 @@ def _inside(arm: Arm, data: DataSet, module: TrainingModule, spec: RunSpec, fold
     if options.compile:
         for part in arm.children():
             part.compile()
-    trainer.fit(module, Endless(), Slices(len(data.validation)))
+    trainer.fit(module, Endless(), Slices(data.validation))
     if trainer.interrupted:
         raise KeyboardInterrupt
-    trainer.test(module, Slices(len(data.test)), verbose=False)
+    trainer.test(module, Slices(data.test), verbose=False)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         trainer.save_checkpoint(folder / WEIGHTS, weights_only=True)

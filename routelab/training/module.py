@@ -28,7 +28,8 @@ from routelab.training.state import Checkpoint
 from routelab.training.telemetry import Tally
 from routers.processes import processes
 
-_EVALUATION_BATCH = 512
+_EVALUATION_BATCH, _EVALUATION_TOKENS = 512, 32_768
+"""Examples of an evaluation batch, and for texts tokens: every one of them has a distribution over the vocabulary."""
 
 
 class Observer:
@@ -62,8 +63,11 @@ class Endless:
 class Slices:
     """A loader over a split's batches, as (start, end)."""
 
-    def __init__(self, examples: int) -> None:
-        self.bounds = [(i, min(i + _EVALUATION_BATCH, examples)) for i in range(0, examples, _EVALUATION_BATCH)]
+    def __init__(self, split: Batch) -> None:
+        examples, size = len(split), _EVALUATION_BATCH
+        if split.targets.ndim == 2 and not split.targets.is_floating_point():
+            size = max(1, min(size, _EVALUATION_TOKENS // split.targets.shape[1]))
+        self.bounds = [(i, min(i + size, examples)) for i in range(0, examples, size)]
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         return iter(self.bounds)

@@ -433,7 +433,10 @@ def _tags(record: Mapping[str, Any]) -> dict[str, str]:
         "routelab.metric": record.get("metric"),
         "routelab.causal": record.get("causal"),
         "routelab.leaks": record.get("leaks"),
+        "routelab.evaluation_coupled": record.get("evaluation_coupled"),
     }
+    if record.get("leaks"):
+        tags["mlflow.note.content"] = f"This run leaks: its outputs depend on {record['leaks']}, which its task forbids."
     if status != "ok":
         error = record.get("error") or "no reason was recorded"
         tags["routelab.error"] = error
@@ -446,6 +449,8 @@ def _params(record: Mapping[str, Any]) -> dict[str, str]:
     for key in ("arm", "seed", "data"):
         if record.get(key) is not None:
             flat.setdefault(key, str(record[key])[:PARAM_LIMIT])
+    if record.get("leaks"):
+        flat["leaks"] = str(record["leaks"])[:PARAM_LIMIT]
     return flat
 
 

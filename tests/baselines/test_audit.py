@@ -164,3 +164,62 @@ def test_counter_sees_what_torch_leaves_out():
     rows = sum(int(routing.work.executed) for routing in loss.routings)
     attention = DEPTH * 7 * (2 * 4 * S * S * D)
     assert full.get_total_flops() - bare.get_total_flops() == rows * 3 * (2 * 2 * D * HIDDEN) + attention
+
+
+# --- the decoder ---
+
+WINDOW, VOCABULARY = 16, 256
+DECODER_CASES = {
+    **{
+        name: CASES[name] for name in ("dense", "switch", "switch-drops", "topk", "topk-batched", "expert_choice-batch", "hash")
+    },
+    "top2-dropless": ("top2", {"capacity_factor": None}),
+    "top2-leaking": ("top2", {"allow_leak": True}),
+    "hash-bigram": ("hash", {"method": "bigram"}),
+}
+
+
+def build_decoder(case, kind="gelu", tied=False):
+    name, router = DECODER_CASES[case]
+    backbone = {"name": "decoder", "d_model": D, "depth": DEPTH, "heads": HEADS, "hidden": HIDDEN, "tied": tied}
+    experts = {"kind": kind} if name == "dense" else {"kind": kind, "count": EXPERTS}
+    task = Task("toy", "language", InputSpec("text", (WINDOW,), vocab_size=VOCABULARY), VOCABULARY)
+    return make_arm(ArmSpec(name, backbone, experts, router), task, 0)
+
+
+def text_of(size):
+    rows = torch.randint(0, VOCABULARY, (size, WINDOW + 1), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    return Batch(rows[:, :-1], rows[:, 1:])
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("kind", ["gelu", "swiglu"])
+@pytest.mark.parametrize("case", DECODER_CASES)
+def test_three_counts_agree_on_the_decoder(case, kind, tied):
+    """Causal attention is charged for the whole square of positions, as the counter charges it."""
+    size = 8
+    arm, batch = build_decoder(case, kind, tied), text_of(size)
+    step(arm, batch)
+    counter = FlopCounterMode(display=False, custom_mapping=counter_formulas())
+    loss = step(arm, batch, counter)
+    counted, executed = counter.get_total_flops(), float(loss.flops.executed)
+    tokens = size * WINDOW
+    rows = DEPTH * tokens if case == "dense" else sum(int(routing.work.executed) for routing in loss.routings)
+    router = 0 if DECODER_CASES[case][0] in ("dense", "hash") else 3 * (2 * tokens * D * EXPERTS)
+    layers = 3 * (2 * tokens * D * 4 * D) + (2 + 5) * (2 * size * WINDOW * WINDOW * D) + router
+    head = 3 * (2 * tokens * D * VOCABULARY)
+    by_hand = DEPTH * layers + head + rows * 3 * (2 * (3 if kind == "swiglu" else 2) * D * HIDDEN)
+    assert executed == pytest.approx(counted, rel=0.01)
+    assert by_hand == pytest.approx(counted, rel=0.01)
+    if case == "dense":
+        assert executed == counted == by_hand, "nothing is approximated here"
+
+
+@pytest.mark.parametrize("case", DECODER_CASES)
+def test_forward_counts_agree_on_the_decoder(case):
+    arm, batch = build_decoder(case).eval(), text_of(16)
+    arm.predict(batch)
+    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=counter_formulas()) as counter:
+        prediction = arm.predict(batch)
+    assert float(prediction.flops.executed) == pytest.approx(counter.get_total_flops(), rel=0.01)
+    assert arm.flops_per_example() == pytest.approx(float(prediction.flops.model) / 16)

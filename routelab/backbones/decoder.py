@@ -1,0 +1,194 @@
+"""A causal language model over bytes, or any other small vocabulary.
+
+Axes: B examples, S positions, L positions that are cached already, D features, V vocabulary, K outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from experts.kinds import check_sizes
+from experts.mixture import MixtureLayer
+from routelab.backbones.attention import Block, KeyValues, rotation_of
+from routelab.backbones.contract import Backbone, FeedForwardFactory, InputSpec, Slot
+from routers.contract import RouterInput, Routing, truncated_normal_
+from routers.cost import Cost, matmul
+from routers.plans import share_TE
+
+_PROBED = 32
+
+
+class Decoder(Backbone):
+    """Causal language model: RMSNorm before each part, rotary positions, no biases (Touvron 2023; Su 2021; Zhang 2019).
+
+    Options: `d_model` (128), `depth` (4), `heads` (4), `tied` (False: the output has a matrix of its own; True: it is the
+    embedding, Press and Wolf 2017), `rotary_base` (10,000). A window is a group of tokens, and its ids reach the routers.
+
+    The feed-forward is gelu, and so are experts, unless `experts.kind` says swiglu.
+    """
+
+    def __init__(
+        self,
+        inputs: InputSpec,
+        outputs: int,
+        feed_forward: FeedForwardFactory,
+        *,
+        d_model: int = 128,
+        depth: int = 4,
+        heads: int = 4,
+        tied: bool = False,
+        rotary_base: float = 10_000.0,
+    ) -> None:
+        super().__init__(inputs, outputs)
+        check_sizes(d_model=d_model, depth=depth, heads=heads)
+        if inputs.kind != "text" or inputs.vocab_size is None:
+            raise ValueError(f"decoder reads text; this data has the kind {inputs.kind!r}")
+        if d_model % heads or d_model // heads % 2:
+            raise ValueError(f"heads is {heads}; d_model ({d_model}) must be an even multiple of it, for rotary pairs")
+        if tied and outputs != inputs.vocab_size:
+            raise ValueError(f"tied is true; the {outputs} outputs must then be the vocabulary of {inputs.vocab_size}")
+        if not rotary_base > 1:
+            raise ValueError(f"rotary_base is {rotary_base}; it must be above 1")
+        self.d_model, self.positions, self.vocab_size = d_model, inputs.shape[0], inputs.vocab_size
+        self.rotary_base = rotary_base
+        self.embedding = nn.Parameter(torch.zeros(self.vocab_size, d_model))
+        self.blocks = nn.ModuleList(
+            Block(
+                d_model,
+                heads,
+                feed_forward(Slot(index, d_model, self.positions, self.vocab_size)),
+                causal=True,
+                bias=False,
+                norm="rms",
+            )
+            for index in range(depth)
+        )
+        self.norm = nn.RMSNorm(d_model)
+        self.head = None if tied else nn.Parameter(torch.zeros(outputs, d_model))
+
+    def init_parameters(self, generator: Callable[[str], torch.Generator]) -> None:
+        """Embedding and output start at N(0, 0.02); the parts draw their own."""
+        truncated_normal_(self.embedding, 0.02, generator("embedding"))
+        if self.head is not None:
+            truncated_normal_(self.head, 0.02, generator("head"))
+
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, caches: list[KeyValues] | None = None
+    ) -> tuple[Tensor, list[Routing]]:
+        """Ids (B, S), of any integer type -> logits (B, S, K).
+
+        caches: one per block, of the L positions before these, extended in place; mask is then (B, L + S).
+        """
+        ids = x.long()
+        before = caches[0].length if caches else 0
+        rotation = rotation_of(before, ids.shape[1], self._width, self.rotary_base, ids.device)
+        hidden, routings = F.embedding(ids, self.embedding), []
+        for index, block in enumerate(self.blocks):
+            cache = caches[index] if caches else None
+            hidden, routing = block(hidden, mask, token_ids=ids, rotation=rotation, cache=cache)
+            if routing is not None:
+                routings.append(routing)
+        return F.linear(self.norm(hidden), self.embedding if self.head is None else self.head), routings
+
+    def caches(self) -> list[KeyValues]:
+        """Empty caches, one per block, for `forward`."""
+        return [KeyValues(self.positions) for _ in self.blocks]
+
+    @property
+    def cacheable(self) -> bool:
+        """Whether one token at a time gives what the whole sequence gives: not for routers that look at other tokens or
+        positions (hash by bigram, expert choice), nor under a capacity in evaluation."""
+        layers = [block.feed_forward for block in self._blocks() if isinstance(block.feed_forward, MixtureLayer)]
+        return all(layer.eval_capacity_factor is None and _local(layer, self.vocab_size) for layer in layers)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompt: Tensor,
+        tokens: int,
+        *,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        generator: torch.Generator | None = None,
+        cache: bool = True,
+    ) -> Tensor:
+        """Sample `tokens` more ids after `prompt`: (B, L) -> (B, L + tokens), int64. Runs in evaluation mode.
+
+        temperature: 0 takes the most probable id. top_k: sample among that many only. generator: the randomness; on the
+        device of the model. cache: False computes the whole context anew for every id, which `cacheable` decides when True.
+
+        The context holds at most S positions: when it is full it is cut to its last S // 2, and grows again.
+        """
+        if prompt.ndim != 2 or not prompt.shape[1]:
+            raise ValueError(f"prompt has the shape {tuple(prompt.shape)}; it must be (B, L) with L of at least 1")
+        if temperature < 0 or (top_k is not None and top_k < 1) or tokens < 0:
+            raise ValueError(f"temperature={temperature} and tokens={tokens} must be at least 0, top_k={top_k} at least 1")
+        was = self.training
+        self.eval()
+        try:
+            return self._sample(prompt.long(), tokens, temperature, top_k, generator, cache and self.cacheable)
+        finally:
+            self.train(was)
+
+    def _sample(
+        self, ids: Tensor, tokens: int, temperature: float, top_k: int | None, generator: torch.Generator | None, cache: bool
+    ) -> Tensor:
+        begin, caches = max(0, ids.shape[1] - self.positions), self.caches() if cache else None
+        fresh = ids[:, begin:]
+        for _ in range(tokens):
+            if ids.shape[1] - begin > self.positions:
+                begin = ids.shape[1] - max(1, self.positions // 2)
+                caches, fresh = self.caches() if cache else None, ids[:, begin:]
+            logits = self(fresh if cache else ids[:, begin:], None, caches)[0][:, -1].float()
+            fresh = draw(logits, temperature, top_k, generator)
+            ids = torch.cat([ids, fresh], dim=1)
+        return ids
+
+    def cost(self, examples: int) -> Cost:
+        """The embedding is a lookup and costs no product."""
+        head = matmul(examples * self.positions, self.d_model, self.outputs)
+        return sum((block.attention.cost(examples, self.positions) for block in self._blocks()), head)
+
+    def recomputed(self, examples: int) -> float:
+        return sum(block.attention.recomputed(examples, self.positions) for block in self._blocks())
+
+    @property
+    def _width(self) -> int:
+        return self.d_model // self._blocks()[0].attention.heads
+
+    def _blocks(self) -> list[Block]:
+        return [block for block in self.blocks if isinstance(block, Block)]
+
+
+def draw(logits: Tensor, temperature: float, top_k: int | None, generator: torch.Generator | None) -> Tensor:
+    """One id from each row: softmax(logits / temperature) over the `top_k` largest. (B, V) -> (B, 1)."""
+    if temperature == 0:
+        return logits.argmax(-1, keepdim=True)
+    if top_k is not None and top_k < logits.shape[-1]:
+        least = logits.topk(top_k).values[:, -1:]
+        logits = logits.masked_fill(logits < least, -torch.inf)
+    return torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)
+
+
+def _local(layer: MixtureLayer, vocab_size: int) -> bool:
+    """Whether the router does with a token what it would do with that token alone. Asked of it on random tokens, so that
+    it holds for any router: once as one sequence, once as as many sequences of one token."""
+    router, random = layer.router, torch.Generator().manual_seed(0)
+    device = next(layer.experts.parameters()).device
+    x = torch.randn(1, _PROBED, router.d_model, generator=random).to(device)
+    ids = torch.randint(0, vocab_size, (1, _PROBED), generator=random).to(device)
+    was = router.training
+    router.eval()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            together = router(RouterInput(x, ids)).plan
+            alone = router(RouterInput(x.transpose(0, 1), ids.transpose(0, 1))).plan
+    finally:
+        router.train(was)
+    weights = [getattr(plan, "weight", torch.empty(0)).flatten() for plan in (together, alone)]
+    shares = share_TE(together, 1, _PROBED), share_TE(alone, _PROBED, 1)
+    return weights[0].shape == weights[1].shape and all(torch.allclose(a, b, atol=1e-5) for a, b in (shares, weights))

@@ -1,0 +1,152 @@
+"""From documents to windows of bytes: whole documents held out, packed with a separator, a domain to every window.
+
+Axes: N windows, S bytes of a window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from baselines.task import Batch, Task
+from experts.initialisation import key
+from routelab.backbones.contract import InputSpec
+from routelab.data.contract import DataSet
+from routelab.data.yardsticks import text_yardsticks
+
+SEPARATOR = b"\0"
+"""Stands after every document; no document contains it."""
+
+EXCERPT = 16_384
+"""Bytes that a long document gives at most while others can still fill the split."""
+
+_CLOSED = 0.8
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text. group: documents of one group are near duplicates of each other and are never parted. size: in bytes, about.
+    read: gives the text in UTF-8; called only for documents that are used."""
+
+    name: str
+    group: str
+    size: int
+    read: Callable[[], bytes]
+
+    @classmethod
+    def of(cls, name: str, group: str, text: str) -> Document:
+        """A document that is in memory already."""
+        content = text.encode()
+        return cls(name, group, len(content), lambda: content)
+
+
+@dataclass(frozen=True)
+class Splits:
+    """What is trained on, validated on and tested on; no item is in two of them."""
+
+    train: list[Document]
+    validation: list[Document]
+    test: list[Document]
+
+
+def check_shares(validation: float, test: float) -> None:
+    """ValueError unless both are above 0 and leave something to train on."""
+    if not (validation > 0 and test > 0 and validation + test <= 0.5):
+        raise ValueError(f"validation={validation} and test={test} must be above 0 and together at most 0.5")
+
+
+def hold_out(documents: Sequence[Document], validation: float, test: float, salt: str) -> Splits:
+    """Split by groups, in an order that depends on their names and `salt` alone: about `test` of all bytes, then about
+    `validation`; the rest is for training. A group that is larger than what a split still wants goes on to the next."""
+    groups: dict[str, list[Document]] = {}
+    for document in documents:
+        groups.setdefault(document.group, []).append(document)
+    total = sum(document.size for document in documents)
+    room = {"test": test * total, "validation": validation * total}
+    wanted, found = dict(room), {"test": list[Document](), "validation": list[Document](), "train": list[Document]()}
+    for name in sorted(groups, key=lambda name: key(salt, name)):
+        size = sum(document.size for document in groups[name])
+        # A split that is nearly full is closed: what still fitted would be small texts only.
+        open_ = (s for s in room if size <= room[s] and room[s] > (1 - _CLOSED) * wanted[s])
+        split = next(open_, "train")
+        found[split] += groups[name]
+        if split != "train":
+            room[split] -= size
+    return Splits(found["train"], found["validation"], found["test"])
+
+
+def stream(documents: Sequence[Document], limit: float | None, salt: str) -> bytes:
+    """Documents one after another in an order drawn from their names, each followed by the separator, until `limit` bytes.
+
+    With a limit, a document gives at most an excerpt of `EXCERPT` bytes, from a place drawn from its name, so that many
+    documents take part; the excerpts grow if they would not reach the limit.
+    """
+    excerpt = EXCERPT
+    if limit is not None:
+        largest = max((document.size for document in documents), default=0)
+        while sum(min(document.size, excerpt) for document in documents) < limit and excerpt < largest:
+            excerpt *= 2
+    parts, length = [], 0
+    for document in sorted(documents, key=lambda document: key(salt, "order", document.name)):
+        if limit is not None and length >= limit:
+            break
+        content = document.read().replace(SEPARATOR, b"").replace(b"\r\n", b"\n")
+        if limit is not None and len(content) > excerpt:
+            start = key(salt, "excerpt", document.name) % (len(content) - excerpt)
+            # From the start of a line, unless lines are longer than excerpts.
+            start = content.find(b"\n", start, start + excerpt // 2) + 1 or start
+            content = content[start : start + excerpt]
+        parts.append(content + SEPARATOR)
+        length += len(parts[-1])
+    return b"".join(parts)
+
+
+def windows(text: bytes, window: int, most: int | None = None) -> Tensor:
+    """Consecutive windows with the byte that follows each: (N, S + 1) uint8. The last byte of one is the first of the next,
+    so that every byte but the first is predicted once; an incomplete window is left out."""
+    number = max(0, (len(text) - 1) // window)
+    number = number if most is None else min(number, most)
+    if not number:
+        return torch.zeros(0, window + 1, dtype=torch.uint8)
+    flat = torch.frombuffer(bytearray(text[: number * window + 1]), dtype=torch.uint8)
+    return flat.unfold(0, window + 1, window).contiguous()
+
+
+def batch_of(parts: Sequence[Tensor]) -> Batch:
+    """One batch from the windows of each domain, (N, S + 1), taken in turn so that any stretch of it holds all domains."""
+    domain = torch.cat([torch.full((len(part),), number) for number, part in enumerate(parts)])
+    place = torch.cat([(torch.arange(len(part)) + 0.5) / max(1, len(part)) for part in parts])
+    order = torch.argsort(place, stable=True)
+    rows = torch.cat(list(parts))[order]
+    return Batch(rows[:, :-1].contiguous(), rows[:, 1:].contiguous(), domain=domain[order])
+
+
+def text_data(
+    name: str, streams: Mapping[str, tuple[bytes, bytes, bytes]], window: int, source: str, *, balanced: bool = False
+) -> DataSet:
+    """A language-modelling data set from (train, validation, test) streams per domain.
+
+    balanced: every domain gives as many windows to a split as the smallest does. ValueError if a split has no window.
+    """
+    if window < 2:
+        raise ValueError(f"window is {window}; it must be at least 2 bytes")
+    batches = []
+    for place, split in enumerate(("train", "validation", "test")):
+        parts = [windows(texts[place], window) for texts in streams.values()]
+        if balanced:
+            least = min(len(part) for part in parts)
+            parts = [part[:least] for part in parts]
+        if not sum(len(part) for part in parts):
+            sizes = ", ".join(f"{domain} {len(texts[place])}" for domain, texts in streams.items())
+            raise ValueError(f"window={window} is longer than the {split} split of a domain (bytes: {sizes})")
+        batches.append(batch_of(parts))
+    train, validation, test = batches
+    counts = torch.bincount(train.inputs.flatten().long(), minlength=256)
+    task = Task(name, "language", InputSpec("text", (window,), vocab_size=256), 256, counts)
+    return DataSet(
+        task, train, validation, test, source, domain_names=tuple(streams), yardsticks=partial(text_yardsticks, train, test)
+    )
