@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from experts.kinds import KINDS, check_scale, check_sizes, draw, parameter_shapes, row_cost
+from routers.contract import fresh
 from routers.cost import Cost
 
 Kernel = Literal["auto", "grouped", "batched", "loop"]
@@ -39,6 +40,9 @@ class ExpertBank(nn.Module):
         self.num_experts, self.d_model, self.d_hidden, self.bias = num_experts, d_model, d_hidden, bias
         for name, shape in parameter_shapes(self.kind, d_model, d_hidden, bias).items():
             self.register_parameter(name, nn.Parameter(torch.zeros(num_experts, *shape)))
+        # On the meta device there is nothing to draw: an arm is only sized there.
+        if not self.up.is_meta:
+            self.init_parameters(fresh)
 
     def init_parameters(self, generator: Callable[[str], torch.Generator]) -> None:
         """Every expert is drawn as a dense feed-forward is, by its own number: more experts change none of the first."""

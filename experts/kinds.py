@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from experts.registry import KINDS
-from routers.contract import truncated_normal_
+from routers.contract import fresh, truncated_normal_
 from routers.cost import Cost
 
 
@@ -73,6 +73,9 @@ class FeedForward(nn.Module):
         self.kind, self.d_model, self.d_hidden, self.init_scale = KINDS.get(kind), d_model, d_hidden, init_scale
         for name, shape in parameter_shapes(self.kind, d_model, d_hidden, bias).items():
             self.register_parameter(name, nn.Parameter(torch.zeros(shape)))
+        # On the meta device there is nothing to draw: an arm is only sized there.
+        if not self.up.is_meta:
+            self.init_parameters(fresh)
 
     def init_parameters(self, generator: Callable[[str], torch.Generator]) -> None:
         """Draw as expert 0 of a bank does, so that a bank of one starts as this feed-forward."""

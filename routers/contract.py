@@ -198,6 +198,14 @@ def _probing(module: nn.Module, *, training: bool) -> Iterator[None]:
                     buffer.copy_(value)
 
 
+def fresh(parameter: str) -> torch.Generator:
+    """A generator seeded by torch's global random state, as torch's own modules draw: for a module that is used by itself.
+
+    In an arm, everything is drawn again by (seed, parameter name).
+    """
+    return torch.Generator().manual_seed(int(torch.randint(2**62, (), device="cpu")))
+
+
 def truncated_normal_(parameter: Tensor, deviation: float, generator: torch.Generator) -> None:
     """Fill in place from N(0, deviation) cut at two deviations. Drawn in float32 on the CPU, so every device starts alike."""
     value = torch.empty(parameter.shape, dtype=torch.float32)

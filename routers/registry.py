@@ -230,15 +230,20 @@ def register_router(name: str) -> Callable[[Decorated], Decorated]:
 def build_router(name: str, *, d_model: int, num_experts: int, **options: Any) -> Router:
     """Build a registered router. Options are those of its constructor; a wrong one is a UsageError with the nearest match.
 
-    PluginError if the constructor of a router that is not built in raises anything.
+    Its parameters are drawn as `init_parameters` says, from torch's global random state. PluginError if the constructor of a
+    router that is not built in raises anything.
     """
+    from routers.contract import fresh
+
     router = ROUTERS.get(name)
     allowed = option_names(router)
     for key in options:
         if allowed is not None and key not in allowed:
             raise unknown(f"option of router {name!r}", key, allowed)
     try:
-        return router(d_model, num_experts, **options)
+        built = router(d_model, num_experts, **options)
+        built.init_parameters(fresh)
+        return built
     except UsageError:
         raise
     except Exception as error:

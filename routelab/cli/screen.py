@@ -81,7 +81,8 @@ def compare(resolved: Any, quiet: bool = False) -> Any:
         out.print(f"tracking: {problem}")
     out.print(f"Report: {done.output / 'report.html'}   Table: {done.output / 'results.csv'}")
     uri = resolved.config.tracking.uri
-    out.print(f"MLflow: {uri}, experiment {resolved.experiment!r} (routelab ui --uri {uri})")
+    if uri is not None:
+        out.print(f"MLflow: {uri}, experiment {resolved.experiment!r} (routelab ui --uri {uri})")
     return done
 
 

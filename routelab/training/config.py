@@ -80,9 +80,9 @@ class TrainerOptions:
 
 @dataclass
 class Tracking:
-    """The MLflow store. experiment: None = the name of the comparison."""
+    """The MLflow store; uri: null = none. experiment: null = the name of the comparison."""
 
-    uri: str = "sqlite:///results/mlflow.db"
+    uri: str | None = "sqlite:///results/mlflow.db"
     experiment: str | None = None
 
 

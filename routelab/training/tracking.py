@@ -62,11 +62,12 @@ class Tracker:
     """One experiment in one MLflow store.
 
     Only `open` raises. What fails afterwards is remembered in `problems`, one sentence each, and a method that
-    has nothing to return then returns an empty value: a dead store never stops a comparison.
+    has nothing to return then returns an empty value: a dead store never stops a comparison. Without a `uri` nothing is
+    written anywhere, and mlflow need not be installed.
     """
 
-    def __init__(self, uri: str, experiment: str) -> None:
-        self.uri = _absolute(uri)
+    def __init__(self, uri: str | None, experiment: str) -> None:
+        self.uri = "" if uri is None else _absolute(uri)
         self.experiment = experiment
         self.problems: list[str] = []
         self._mlflow: Any = None
@@ -75,6 +76,8 @@ class Tracker:
 
     def open(self) -> None:
         """Opens the store, creating it and the experiment where missing, and proves that it can be written."""
+        if not self.uri:
+            return
         try:
             with _initialising(self.uri):
                 client = _client(self.uri)
@@ -95,6 +98,8 @@ class Tracker:
     ) -> str:
         """Starts the run that groups a comparison's cells, or takes up `run_id` again if the store still has it."""
         parent = ""
+        if not self.uri:
+            return parent
         with self._guard(f"the parent run {name!r} was not recorded"):
             found = self._find(run_id)
             known: Mapping[str, str] = {}
@@ -147,6 +152,8 @@ class Tracker:
         has been going on already.
         """
         run_id = created = ""
+        if not self.uri:
+            return run_id
         cell = _provenance(opening).get("cell")
         with self._guard(f"the run {name!r} was not recorded"):
             found = self._unfinished(str(cell), parent_id) if cell else None

@@ -1,0 +1,27 @@
+"""What the documents show must run as it stands there."""
+
+import re
+from pathlib import Path
+
+import torch
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+
+
+def blocks(name):
+    return re.findall(r"^```python\n(.*?)^```$", (DOCS / name).read_text(), re.MULTILINE | re.DOTALL)
+
+
+def test_a_mixture_in_ones_own_module():
+    names = {}
+    first, second = blocks("embed.md")
+    exec(first, names)
+    module = names["Block"]()
+    before = {name: value.clone() for name, value in module.named_parameters()}
+    assert all(value.any() for value in before.values() if value.ndim > 1), "a new module must not start at zero"
+    exec(second, names)
+    trained = dict(names["module"].named_parameters())
+    assert all(value.grad is not None and value.grad.any() for value in trained.values())
+    assert torch.isfinite(names["loss"])
+    body = first[first.index("class Block") :].strip().splitlines()
+    assert len(body) <= 13
