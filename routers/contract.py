@@ -184,7 +184,8 @@ def _probing(module: nn.Module, *, training: bool) -> Iterator[None]:
     was, gradients = module.training, [parameter.grad for parameter in module.parameters()]
     # A router that counts its load would count the probe's tokens too.
     buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
-    with torch.random.fork_rng(devices=[]):
+    # Inference mode, in which evaluation runs, would leave the backward uncounted.
+    with torch.random.fork_rng(devices=[]), torch.inference_mode(False):
         module.train(training)
         module.zero_grad(set_to_none=True)
         try:

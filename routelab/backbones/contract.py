@@ -6,11 +6,17 @@ Axes: B examples (= groups), S positions, D features, K outputs.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
+from experts.kinds import FeedForward
+from experts.mixture import MixtureLayer
 from routelab.backbones.registry import BACKBONES
 from routers.contract import Routing
 from routers.cost import Cost
@@ -48,7 +54,8 @@ FeedForwardFactory = Callable[[Slot], nn.Module]
 class Backbone(nn.Module):
     """Base of every backbone: `Backbone(inputs, outputs, feed_forward, **options)`.
 
-    Attributes to set: `d_model`, `positions` (S), and `fills`, the modules that the factory made, in order.
+    Attributes to set: `d_model` and `positions` (S). `forward` calls each module that the factory made as `module(x)`, or,
+    where `module.routes` is true, as `module(x, token_ids=..., mask=...)`, which returns a Routing beside the output.
     """
 
     d_model: int
@@ -75,12 +82,44 @@ class Backbone(nn.Module):
         return (1, examples) if self.batch_is_group else (examples, self.positions)
 
     def cost(self, examples: int) -> Cost:
-        """Model FLOPs of everything but the feed-forward layers."""
-        raise NotImplementedError(f"{type(self).__name__} must define cost(examples)")
+        """Model FLOPs of everything but the feed-forward layers. Default: counted, once per number of examples."""
+        known: dict[int, Cost] = self.__dict__.setdefault("_counted", {})
+        if examples not in known:
+            known[examples] = _count(self, examples)
+        return known[examples]
 
     def recomputed(self, examples: int) -> float:
         """FLOPs that a training step runs a second time (a fused attention's backward, checkpointing)."""
         return 0.0
+
+
+def _count(backbone: Backbone, examples: int) -> Cost:
+    """Forward and backward FLOPs by torch's counter, with every feed-forward layer passing its input through.
+
+    Attention runs unfused: the counter knows no fused kernel on a CPU, and counts none on the meta device.
+    """
+    where = next(backbone.parameters()).device
+    dtype = torch.int64 if backbone.inputs.kind == "text" else torch.float32
+    layers = [module for module in backbone.modules() if isinstance(module, (FeedForward, MixtureLayer))]
+    gradients = [parameter.grad for parameter in backbone.parameters()]
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=[]))
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        # Evaluation, where a new number of examples may turn up first, forbids gradients in two ways.
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        for layer in layers:
+            through: Any = (lambda x, *_, **__: (x, None)) if isinstance(layer, MixtureLayer) else (lambda x: x)
+            layer.__dict__["forward"] = through
+            stack.callback(layer.__dict__.pop, "forward")
+        counter = stack.enter_context(FlopCounterMode(display=False))
+        out, _ = backbone(torch.zeros(examples, *backbone.inputs.shape, dtype=dtype, device=where))
+        forward = counter.get_total_flops()
+        out.float().sum().backward()
+        backward = counter.get_total_flops() - forward
+    for parameter, gradient in zip(backbone.parameters(), gradients, strict=True):
+        parameter.grad = gradient
+    return Cost(float(forward), float(backward))
 
 
 def register_backbone(name: str) -> Callable[[Any], Any]:

@@ -174,3 +174,12 @@ def test_any_shape(
     for loss in routing.losses.values():
         assert loss.shape == ()
         assert torch.isfinite(loss)
+
+
+def test_cost_is_the_same_wherever_it_is_asked_for():
+    """Evaluation runs in inference mode, where a backward would silently count as 0."""
+    router = TopKRouter(8, 4)
+    expected = router.cost(2, 5)
+    assert expected.backward > 0
+    with torch.inference_mode():
+        assert router.cost(2, 5) == expected
