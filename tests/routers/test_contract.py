@@ -10,6 +10,7 @@ from experts.initialisation import initialise
 from experts.mixture import MixtureLayer
 from routers.contract import RouterInput
 from routers.plans import check_plan, check_values
+from routers.topk import TopKRouter
 
 D, E = 8, 4  # the sizes of conftest.py
 
