@@ -52,8 +52,8 @@ class StepLoss:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What `Arm.predict` returns. outputs (B, K) or (B, S, K); flops: of the forward pass; positions: S of the routings; groups:
-    G, None = one for each example."""
+    """What `Arm.predict` returns. outputs (B, K) or (B, S, K); flops: of the forward pass; positions and groups: S and G
+    of the routings, None = a group for each example."""
 
     outputs: Tensor
     flops: Flops

@@ -167,22 +167,22 @@ def per_token_routers(like: MixtureLayer) -> list[str]:
 def _routers_such_that(like: MixtureLayer, legal: Callable[[MixtureLayer], bool]) -> list[str]:
     found = []
     for name in ROUTERS.names():
+        own = like.router
         try:
             router: Router = build_router(name, d_model=like.experts.d_model, num_experts=like.experts.num_experts)
+            # Settings that the arm was given stay; where it has the router's own, so would the other router.
+            factor = router.capacity_factor if like.capacity_factor == own.capacity_factor else like.capacity_factor
+            priority = router.priority if like.priority == own.priority else like.priority
+            layer = MixtureLayer(
+                router,
+                like.experts,
+                capacity_factor=factor,
+                eval_capacity_factor=like.eval_capacity_factor,
+                capacity_group=like.capacity_group,
+                priority=cast(Priority, priority),
+            )
         except (UsageError, ValueError):
             continue
-        # Settings that the arm was given stay; where it has the router's own, so would the other router.
-        own = like.router
-        factor = router.capacity_factor if like.capacity_factor == own.capacity_factor else like.capacity_factor
-        priority = router.priority if like.priority == own.priority else like.priority
-        layer = MixtureLayer(
-            router,
-            like.experts,
-            capacity_factor=factor,
-            eval_capacity_factor=like.eval_capacity_factor,
-            capacity_group=like.capacity_group,
-            priority=cast(Priority, priority),
-        )
         if legal(layer):
             found.append(name)
     return found
