@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from baselines.single import SingleBackbone
+from baselines.single import SingleBackbone, whole
 from baselines.task import Task
 from experts.bank import ExpertBank
 from experts.kinds import FeedForward
@@ -15,7 +17,7 @@ from experts.mixture import MixtureLayer, capacity_is_causal
 from routelab.backbones.contract import Slot
 from routers.contract import Router
 from routers.errors import UsageError, unknown
-from routers.registry import ROUTERS, build_router, option_names
+from routers.registry import ROUTERS, build_router, check_options, option_names
 
 LAYER_OPTIONS = ("capacity_factor", "eval_capacity_factor", "capacity_group", "priority", "kernel")
 """Keys of the router section that belong to the layer, unless the router itself takes an option of that name."""
@@ -37,23 +39,22 @@ class Routed(SingleBackbone):
     uses = ("backbone", "experts", "router")
 
     def fill(self, slot: Slot) -> FeedForward | MixtureLayer:
-        every = int(self.spec.backbone.get("moe_every", 1))
-        if every < 1:
-            raise ValueError(f"backbone.moe_every is {every}; it must be at least 1")
+        every = whole("backbone.moe_every", self.spec.backbone.get("moe_every", 1))
         if (slot.index + 1) % every:
             return super().fill(slot)
         experts = self.spec.experts
         hidden = experts.get("hidden")
-        count = int(experts.get("count", DEFAULT_EXPERTS))
+        count = whole("experts.count", experts.get("count", DEFAULT_EXPERTS))
         bank = ExpertBank(
             experts.get("kind", "gelu"),
             num_experts=count,
             d_model=slot.d_model,
-            d_hidden=self.dense_hidden(slot) if hidden is None else int(hidden),
-            bias=bool(experts.get("bias", False)),
+            d_hidden=self.dense_hidden(slot) if hidden is None else whole("experts.hidden", hidden),
+            bias=self.bias,
             init_scale=self.init_scale,
         )
         router_options, layer_options = self.split_options()
+        check_options(f"arm {self.spec.name!r}", MixtureLayer, layer_options, first=3)
         offered = {"positions": slot.positions, "vocab_size": slot.vocab_size}
         # Routers are asked what they would do, so they stay real even where the rest is only counted.
         with torch.device("cpu"):
@@ -79,6 +80,7 @@ class Routed(SingleBackbone):
             raise ValueError(
                 f"backbone.moe_every is {self.spec.backbone.get('moe_every')}, more than there are layers, so none is routed"
             )
+        self.loss_weights()
         if task.causal and not self.causal and not self.spec.router.get("allow_leak", False):
             raise UsageError(
                 f"router {self.spec.name!r} lets an output depend on later tokens, which task {task.name!r} forbids; "
@@ -88,6 +90,8 @@ class Routed(SingleBackbone):
     @property
     def init_scale(self) -> float:
         scale = self.spec.router.get("init_scale")
+        if scale is not None and (isinstance(scale, bool) or not isinstance(scale, (int, float))):
+            raise ValueError(f"init_scale is {scale!r}; it must be a number")
         return 1.0 if scale is None else float(scale)
 
     def split_options(self) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -106,11 +110,17 @@ class Routed(SingleBackbone):
         return router, layer
 
     def loss_weights(self) -> dict[str, float]:
-        defaults = dict(ROUTERS.get(self.spec.name).loss_weights)
-        given = dict(self.spec.router.get("loss_weights") or {})
-        for name in given:
+        defaults = dict(self.mixtures[0].router.loss_weights)
+        given = self.spec.router.get("loss_weights") or {}
+        if not isinstance(given, Mapping):
+            raise UsageError(
+                f"router.loss_weights is {given!r}; it must hold a number for each of {', '.join(defaults) or 'no loss'}"
+            )
+        for name, weight in given.items():
             if name not in defaults:
                 raise unknown(f"loss of router {self.spec.name!r}", name, defaults)
+            if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not math.isfinite(weight):
+                raise UsageError(f"router.loss_weights.{name} is {weight!r}; it must be a number")
         return {**defaults, **given}
 
     def _wanted(self, offered: dict[str, Any]) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from torch import Tensor
 from baselines.task import Batch, Task
 from experts.initialisation import key
 from routelab.data.registry import DATA
-from routers.errors import UsageError, unknown
-from routers.registry import option_names
+from routers.errors import UsageError
+from routers.registry import check_options
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,7 @@ def register_data(name: str) -> Callable[[Any], Any]:
 def load(name: str, **options: Any) -> DataSet:
     """Load a registered data set; wrong options and missing packages are one-sentence errors."""
     loader = DATA.get(name)
-    allowed = option_names(loader, first=0)
-    for option in options:
-        if allowed is not None and option not in allowed:
-            raise unknown(f"option of data set {name!r}", option, allowed)
+    check_options(f"data set {name!r}", loader, options, first=0)
     try:
         return loader(**options)
     except UsageError:
