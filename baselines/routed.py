@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
 
-from baselines.single import SingleBackbone
+from baselines.single import SingleBackbone, whole
 from baselines.task import Task
 from experts.bank import ExpertBank
 from experts.kinds import FeedForward
@@ -18,7 +19,7 @@ from routelab.backbones.registry import DEFAULT_FOR
 from routers.capacity import Priority
 from routers.contract import Router
 from routers.errors import UsageError, unknown
-from routers.registry import ROUTERS, build_router, option_names
+from routers.registry import ROUTERS, build_router, check_options, option_names
 
 LAYER_OPTIONS = ("capacity_factor", "eval_capacity_factor", "capacity_group", "priority", "kernel")
 """Keys of the router section that belong to the layer, unless the router itself takes an option of that name."""
@@ -42,23 +43,22 @@ class Routed(SingleBackbone):
     uses = ("backbone", "experts", "router")
 
     def fill(self, slot: Slot) -> FeedForward | MixtureLayer:
-        every = int(self.spec.backbone.get("moe_every", 1))
-        if every < 1:
-            raise ValueError(f"backbone.moe_every is {every}; it must be at least 1")
+        every = whole("backbone.moe_every", self.spec.backbone.get("moe_every", 1))
         if (slot.index + 1) % every:
             return super().fill(slot)
         experts = self.spec.experts
         hidden = experts.get("hidden")
-        count = int(experts.get("count", DEFAULT_EXPERTS))
+        count = whole("experts.count", experts.get("count", DEFAULT_EXPERTS))
         bank = ExpertBank(
             experts.get("kind", "gelu"),
             num_experts=count,
             d_model=slot.d_model,
-            d_hidden=self.dense_hidden(slot) if hidden is None else int(hidden),
-            bias=bool(experts.get("bias", False)),
+            d_hidden=self.dense_hidden(slot) if hidden is None else whole("experts.hidden", hidden),
+            bias=self.bias,
             init_scale=self.init_scale,
         )
         router_options, layer_options = self.split_options()
+        check_options(f"arm {self.spec.name!r}", MixtureLayer, layer_options, first=3)
         if self.task.causal:
             # Over the whole batch, rows of other sequences would decide who is dropped.
             layer_options = {"capacity_group": "sequence", **layer_options}
@@ -87,6 +87,7 @@ class Routed(SingleBackbone):
             raise ValueError(
                 f"backbone.moe_every is {self.spec.backbone.get('moe_every')}, more than there are layers, so none is routed"
             )
+        self.loss_weights()
         if self.leaks is not None and not self.spec.router.get("allow_leak", False):
             raise UsageError(self._refusal(task))
 
@@ -115,6 +116,8 @@ class Routed(SingleBackbone):
     @property
     def init_scale(self) -> float:
         scale = self.spec.router.get("init_scale")
+        if scale is not None and (isinstance(scale, bool) or not isinstance(scale, (int, float))):
+            raise ValueError(f"init_scale is {scale!r}; it must be a number")
         return 1.0 if scale is None else float(scale)
 
     def _causal_settings(self) -> str:
@@ -142,11 +145,17 @@ class Routed(SingleBackbone):
         return router, layer
 
     def loss_weights(self) -> dict[str, float]:
-        defaults = dict(ROUTERS.get(self.spec.name).loss_weights)
-        given = dict(self.spec.router.get("loss_weights") or {})
-        for name in given:
+        defaults = dict(self.mixtures[0].router.loss_weights)
+        given = self.spec.router.get("loss_weights") or {}
+        if not isinstance(given, Mapping):
+            raise UsageError(
+                f"router.loss_weights is {given!r}; it must hold a number for each of {', '.join(defaults) or 'no loss'}"
+            )
+        for name, weight in given.items():
             if name not in defaults:
                 raise unknown(f"loss of router {self.spec.name!r}", name, defaults)
+            if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not math.isfinite(weight):
+                raise UsageError(f"router.loss_weights.{name} is {weight!r}; it must be a number")
         return {**defaults, **given}
 
     def _wanted(self, offered: dict[str, Any]) -> dict[str, Any]:

@@ -17,13 +17,19 @@ from experts.mixture import MixtureLayer
 from routelab.backbones.contract import BACKBONES, Backbone, Slot
 from routelab.backbones.registry import DEFAULT_FOR
 from routers.contract import Routing
-from routers.errors import unknown
-from routers.registry import option_names
+from routers.registry import check_options
 
 ARM_OPTIONS = ("name", "hidden", "moe_every")
 """Keys of the backbone section that the arm reads itself; the rest are the backbone's own options."""
 
 _NOMINAL_EXAMPLES = 16
+
+
+def whole(name: str, value: object) -> int:
+    """A size; ValueError unless it is a whole number of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} is {value!r}; it must be a whole number of at least 1")
+    return value
 
 
 class SingleBackbone(Arm):
@@ -37,7 +43,7 @@ class SingleBackbone(Arm):
             self.spec.experts.get("kind", "gelu"),
             slot.d_model,
             self.dense_hidden(slot),
-            bool(self.spec.experts.get("bias", False)),
+            self.bias,
             init_scale=self.init_scale,
         )
 
@@ -49,7 +55,15 @@ class SingleBackbone(Arm):
     def dense_hidden(self, slot: Slot) -> int:
         """`backbone.hidden`, by default four times the features."""
         hidden = self.spec.backbone.get("hidden")
-        return 4 * slot.d_model if hidden is None else int(hidden)
+        return 4 * slot.d_model if hidden is None else whole("backbone.hidden", hidden)
+
+    @property
+    def bias(self) -> bool:
+        """Whether the feed-forwards have biases: `experts.bias`."""
+        bias = self.spec.experts.get("bias", False)
+        if not isinstance(bias, bool):
+            raise ValueError(f"experts.bias is {bias!r}; it must be true or false")
+        return bias
 
     def build(self, task: Task, seed: int, *, sizing: bool = False) -> None:
         self.task = task
@@ -61,15 +75,9 @@ class SingleBackbone(Arm):
             return module
 
         options = {name: value for name, value in self.spec.backbone.items() if name not in ARM_OPTIONS}
-        backbone: Callable[..., Backbone] = BACKBONES.get(self.backbone_name(task))
-        allowed = option_names(backbone, first=3)
-        for option in options:
-            if allowed is not None and option not in allowed:
-                raise unknown(
-                    f"option of backbone {self.backbone_name(task)!r}",
-                    f"backbone.{option}",
-                    [f"backbone.{name}" for name in (*allowed, *ARM_OPTIONS)],
-                )
+        name = self.backbone_name(task)
+        backbone: Callable[..., Backbone] = BACKBONES.get(name)
+        check_options(f"backbone {name!r}", backbone, options, first=3)
         self.network = backbone(task.inputs, task.outputs, factory, **options)
         if not sizing:
             initialise(self.network, seed)
@@ -175,4 +183,4 @@ class SingleBackbone(Arm):
         return any(layer.evaluation_coupled for layer in self.mixtures)
 
 
-__all__ = ["ARM_OPTIONS", "ArmSpec", "SingleBackbone"]
+__all__ = ["ARM_OPTIONS", "ArmSpec", "SingleBackbone", "whole"]

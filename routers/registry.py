@@ -18,7 +18,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from routers.errors import PluginError, UsageError, unknown
 
@@ -236,10 +237,7 @@ def build_router(name: str, *, d_model: int, num_experts: int, **options: Any) -
     from routers.contract import fresh
 
     router = ROUTERS.get(name)
-    allowed = option_names(router)
-    for key in options:
-        if allowed is not None and key not in allowed:
-            raise unknown(f"option of router {name!r}", key, allowed)
+    check_options(f"router {name!r}", router, options)
     try:
         built = router(d_model, num_experts, **options)
         built.init_parameters(fresh)
@@ -260,6 +258,37 @@ def option_names(router: Callable[..., Any], first: int = 2) -> list[str] | None
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         return None
     return [p.name for p in parameters[first:]]
+
+
+def check_options(what: str, target: Callable[..., Any], options: Mapping[str, Any], first: int = 2) -> None:
+    """UsageError for an option that `target` does not take, or whose value is not of the annotated type.
+
+    first: how many arguments are not options. Checked are whole numbers, numbers, truth values and text, alone or with
+    None; values of other types are left to `target`.
+    """
+    allowed = option_names(target, first)
+    try:
+        hints = get_type_hints(cast(Any, target).__init__ if isinstance(target, type) else target)
+    except Exception:
+        # A plugin's annotations need not be importable.
+        hints = {}
+    for key, value in options.items():
+        if allowed is not None and key not in allowed:
+            raise unknown(f"option of {what}", key, allowed)
+        hint = hints.get(key)
+        parts = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+        fixed = [choice for part in parts if get_origin(part) is Literal for choice in get_args(part)]
+        kinds = [part for part in parts if get_origin(part) is not Literal]
+        if not set(kinds) & set(_WORDS) or not set(kinds) <= {*_WORDS, NoneType}:
+            continue
+        if value not in fixed and type(value) not in kinds and not (float in kinds and type(value) is int):
+            words = [_WORDS[kind] for kind in kinds if kind is not NoneType]
+            words += map(repr, fixed)
+            words += ["null"] if NoneType in kinds else []
+            raise UsageError(f"{what}: {key} is {value!r}; it must be {' or '.join(words)}")
+
+
+_WORDS: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
 def lazy(package: str, names: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:

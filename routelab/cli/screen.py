@@ -71,7 +71,8 @@ def compare(resolved: Any, quiet: bool = False) -> Any:
     for label, tuned in done.summary["tuned"].items():
         tried = ", ".join(f"{rate} ({_number(loss, '.4f')})" for rate, loss in tuned["validation"].items())
         edge = "; the best lies at the edge of what was tried" if tuned["edge"] else ""
-        out.print(f"  {label}: learning rate {tuned['rate']:g} chosen on validation from {tried}{edge}")
+        spent = f"{_count(tuned['flops'])}FLOPs for all"
+        out.print(f"  {label}: learning rate {tuned['rate']:g} chosen on validation from {tried}, {spent}{edge}")
     out.print(done.summary["caveat"])
     for line in yardstick_lines(done.summary):
         out.print(line)

@@ -12,7 +12,8 @@ def choose_rates(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, An
 
     Best is the lowest validation loss at the end of training, averaged over the seeds; a rate that failed on some seeds
     ranks behind every rate that failed on fewer. Per label: `rate`, `validation` (rate -> mean loss, None where it failed on
-    every seed), and `edge`, whether the best is the smallest or largest tried, so that a better one may lie outside.
+    every seed), `edge`, whether the best is the smallest or largest tried, so that a better one may lie outside, and `flops`,
+    the model FLOPs of training that all the rates took together.
     """
     chosen: dict[str, dict[str, Any]] = {}
     for label in dict.fromkeys(record["arm"] for record in records):
@@ -25,7 +26,12 @@ def choose_rates(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, An
         means = {rate: _mean(group) for rate, group in tried.items()}
         best = min(tried, key=lambda rate: (_failures(tried[rate]), means[rate] if means[rate] is not None else math.inf))
         edge = best in (min(tried), max(tried))
-        chosen[label] = {"rate": best, "validation": {str(rate): mean for rate, mean in means.items()}, "edge": edge}
+        chosen[label] = {
+            "rate": best,
+            "validation": {str(rate): mean for rate, mean in means.items()},
+            "edge": edge,
+            "flops": sum(record.get("flops_model") or 0.0 for group in tried.values() for record in group),
+        }
     return chosen
 
 

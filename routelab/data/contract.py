@@ -16,8 +16,8 @@ from torch import Tensor
 from baselines.task import Batch, Task
 from experts.initialisation import key
 from routelab.data.registry import DATA
-from routers.errors import UsageError, unknown
-from routers.registry import option_names
+from routers.errors import UsageError
+from routers.registry import check_options
 
 Loader = TypeVar("Loader", bound=Callable[..., Any])
 
@@ -90,10 +90,7 @@ def kind_of(name: str, **options: Any) -> str:
 def load(name: str, **options: Any) -> DataSet:
     """Load a registered data set; wrong options and missing packages are one-sentence errors."""
     loader = DATA.get(name)
-    allowed = option_names(loader, first=0)
-    for option in options:
-        if allowed is not None and option not in allowed:
-            raise unknown(f"option of data set {name!r}", option, allowed)
+    check_options(f"data set {name!r}", loader, options, first=0)
     for option in required_options(name):
         if options.get(option) is None:
             raise UsageError(f"data set {name!r} needs data.{option}")

@@ -6,13 +6,14 @@ Every wrong word is a UsageError in one sentence; `sources` remembers where each
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from baselines.contract import ArmSpec, arm_class, arm_names
 from routers.errors import UsageError, unknown
@@ -213,6 +214,8 @@ def _read(path: Path) -> dict[str, Any]:
         raise unknown("configuration file", path, near) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"configuration file {str(path)!r} cannot be read: {type(error).__name__}") from None
+    except InterpolationKeyError as error:
+        raise UsageError(f"configuration file {str(path)!r}: {str(error).splitlines()[0]}") from None
     except Exception as error:
         mark = getattr(error, "problem_mark", None)
         where = f" (line {mark.line + 1})" if mark is not None else ""
@@ -265,8 +268,11 @@ def _merge(merged: Any, layer: dict[str, Any], source: str) -> Any:
     except OmegaConfBaseException as error:
         key = error.full_key or "?"
         value = flatten(layer).get(key, layer.get(key))
-        allowed = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false", "String": "text"}
-        kinds = (text for name, text in allowed.items() if f"to {name}" in str(error.msg))
+        allowed = {
+            "to Integer": "a whole number", "to Float": "a number", "to Boolean": "true or false", "to String": "text",
+            "is not a ListConfig": "a list, such as [a,b]", "for field of type 'str'": "text", "is not Optional": "set to something",
+        }  # fmt: skip
+        kinds = (text for mark, text in allowed.items() if mark in str(error.msg))
         words = next(kinds, f"of another type ({str(error.msg).splitlines()[0]})")
         raise UsageError(f"{key}={value!r} ({source}) must be {words}") from None
 
@@ -277,25 +283,26 @@ def _check_values(config: Config) -> None:
     if len(budget) > 1:
         raise UsageError(f"budget has {', '.join(budget)} set; it must be one of flops, steps, epochs, seconds")
     for key, value in budget.items():
-        if not value > 0:
-            raise UsageError(f"budget.{key}={value} must be above 0")
+        if not 0 < value < math.inf:
+            raise UsageError(f"budget.{key}={value} must be above 0{' and finite' if value > 0 else ''}")
     positive = {
         "trainer.batch_size": config.trainer.batch_size, "trainer.accumulate": config.trainer.accumulate,
         "trainer.checks": config.trainer.checks, "trainer.devices": config.trainer.devices,
         "match.tolerance": config.match.tolerance,
     }  # fmt: skip
     for name, number in positive.items():
-        if not number > 0:
-            raise UsageError(f"{name}={number} must be above 0")
+        if not 0 < number < math.inf:
+            raise UsageError(f"{name}={number} must be above 0{' and finite' if number > 0 else ''}")
     for name, number in {
         "optimizer.weight_decay": config.optimizer.weight_decay, "optimizer.clip": config.optimizer.clip,
         "workers": config.workers, "seed": config.seed, "trainer.checkpoint_seconds": config.trainer.checkpoint_seconds or 0,
     }.items():  # fmt: skip
-        if not number >= 0:
-            raise UsageError(f"{name}={number} must be at least 0")
+        if not 0 <= number < math.inf:
+            raise UsageError(f"{name}={number} must be at least 0{' and finite' if number > 0 else ''}")
     _rates(config.optimizer.lr, "optimizer.lr")
-    if not 0 <= config.optimizer.warmup < 1:
-        raise UsageError(f"optimizer.warmup={config.optimizer.warmup} must be at least 0 and below 1")
+    for name in ("warmup", "beta1", "beta2"):
+        if not 0 <= getattr(config.optimizer, name) < 1:
+            raise UsageError(f"optimizer.{name}={getattr(config.optimizer, name)} must be at least 0 and below 1")
     if config.trainer.batch_size % config.trainer.devices:
         raise UsageError(
             f"trainer.batch_size={config.trainer.batch_size} must be a multiple of trainer.devices={config.trainer.devices}: "
@@ -309,6 +316,7 @@ def _check_values(config: Config) -> None:
     ):
         if value not in allowed:
             raise unknown(name, value, allowed)
+    _check_accelerator(config.trainer.accelerator)
     from routelab.backbones.contract import BACKBONES
     from routelab.data.contract import DATA
 
@@ -324,6 +332,9 @@ def _check_values(config: Config) -> None:
         value = getattr(config, section).get(key)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise UsageError(f"{section}.{key}={value!r} must be a whole number of at least 1")
+    bias = config.experts.get("bias", False)
+    if not isinstance(bias, bool):
+        raise UsageError(f"experts.bias={bias!r} must be true or false")
     seed_list(config)
 
 
@@ -331,11 +342,21 @@ def _rates(value: Any, key: str) -> tuple[float, ...]:
     """One learning rate, or several to choose from."""
     given = value if isinstance(value, list) else [value]
     for rate in given:
-        if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not rate > 0:
+        if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 < rate < math.inf:
             raise UsageError(f"{key}={value!r} must be a number above 0, or a list of such numbers")
     if not given or len(set(given)) < len(given):
         raise UsageError(f"{key}={value!r} must name at least one rate, and none twice")
     return tuple(float(rate) for rate in given)
+
+
+def _check_accelerator(name: str) -> None:
+    """A device that is not there is an error of the call, not of each run."""
+    if name in ("gpu", "mps"):
+        import torch
+
+        there = torch.cuda.is_available() if name == "gpu" else torch.backends.mps.is_available()
+        if not there:
+            raise UsageError(f"trainer.accelerator={name!r}, but this machine has none; use auto or cpu")
 
 
 def seed_list(config: Config) -> list[int]:
@@ -402,7 +423,7 @@ def _expand(config: Config, item: Any) -> Iterator[ArmChoice]:
                 label = label.format(name=name, **{key.replace(".", "_"): value for key, value in chosen.items()})
             except (KeyError, IndexError, ValueError):
                 raise UsageError(
-                    f"label {item['label']!r} may use {{name}} and the arm's options: {', '.join(chosen)}"
+                    f"label {item['label']!r} may use {{name}} and the arm's options: {', '.join(chosen) or 'it has none'}"
                 ) from None
         elif grid:
             label = "-".join([name, *(f"{key}={chosen[key]}" for key in grid)])
@@ -413,7 +434,8 @@ def _choice(config: Config, name: str, label: str, options: Mapping[str, Any]) -
     backbone = {"hidden": None, "moe_every": 1, **config.backbone}
     spec = ArmSpec(name, backbone, dict(config.experts), dict(config.router))
     optimizer = asdict(config.optimizer)
-    for key, value in options.items():
+    for given, value in options.items():
+        key = f"router.{given}" if given.startswith("loss_weights.") else given
         section, _, rest = key.partition(".")
         if section in ("backbone", "experts", "router") and rest:
             if section == "router" and rest.startswith("loss_weights."):

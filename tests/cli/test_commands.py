@@ -1,10 +1,14 @@
 """Commands as a shell sees them: exit codes, one-sentence errors, JSON."""
 
 import json
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from routelab.cli.app import app, guarded
 
 ROUTELAB = [sys.executable, "-c", "from routelab.cli.app import main; main()"]
 
@@ -59,6 +63,90 @@ def test_wrong_calls_exit_2_with_one_sentence(words, part, tmp_path):
     assert part in done.stderr
     assert "Traceback" not in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+SIZES_AND_NAMES = [
+    ("compare arms=[dense,swich]", "did you mean 'switch'"),
+    ("compare router.capacty_factor=1", "did you mean 'router.capacity_factor'"),
+    ("compare backbone.deepth=2", "unknown option of backbone 'vit' 'deepth'; did you mean 'depth'"),
+    ("compare data.size=3", "unknown option of data set 'digits' 'size'"),
+    ("compare backbone=vitt", "did you mean 'vit'"),
+    ("compare experts.kind=gelo", "did you mean 'gelu'"),
+    ("compare backbone.d_model=-16", "d_model is -16; it must be at least 1"),
+    ("compare backbone.d_model=16.5", "d_model is 16.5; it must be a whole number"),
+    ("compare backbone.heads=two", "heads is 'two'; it must be a whole number"),
+    ("compare backbone.heads=3", "heads is 3; it must divide d_model (64)"),
+    ("compare backbone.patch_size=3", "patch_size is 3; it must divide the image's 8 x 8 pixels"),
+    ("compare backbone.moe_every=9", "more than there are layers"),
+    ("compare backbone.hidden=-4", "backbone.hidden=-4 must be a whole number of at least 1"),
+    ("compare experts.count=0", "experts.count=0 must be a whole number of at least 1"),
+    ("compare experts.bias=maybe", "experts.bias='maybe' must be true or false"),
+    ("compare 'arms=[dense,{name: switch, experts.count: 2.5}]'", "experts.count is 2.5; it must be a whole number"),
+    ("compare 'arms=[dense,{name: topk, top_k: 9}]'", "top_k is 9; it must be between 1 and the number of experts (8)"),
+    ("compare 'arms=[dense,{name: topk, top_k: 1.5}]'", "top_k is 1.5; it must be a whole number"),
+    ("compare 'arms=[dense,{name: soft, slots_per_expert: x}]'", "slots_per_expert is 'x'; it must be a whole number or null"),
+    ("compare experts.count=1 arms=[dense,top2]", "top2 chooses 2 experts, but there is 1"),
+    ("compare 'arms=[dense,{name: switch, jitter: big}]'", "jitter is 'big'; it must be a number"),
+    ("compare 'arms=[dense,{name: switch, init_scale: abc}]'", "init_scale is 'abc'; it must be a number"),
+    ("compare 'arms=[dense,{name: switch, capacity_factor: much}]'", "capacity_factor is 'much'; it must be a number or 'default' or null"),
+    ("compare 'arms=[dense,{name: switch, capacity_factor: [1.0, -1]}]'", "capacity_factor is -1; it must be above 0"),
+    ("compare 'arms=[dense,{name: switch, loss_weights: 3}]'", "must hold a number for each of balance"),
+    ("compare 'arms=[dense,{name: switch, loss_weights.balanse: 1}]'", "did you mean 'balance'"),
+    ("compare 'arms=[dense,{name: switch, loss_weights.balance: heavy}]'", "loss_weights.balance is 'heavy'; it must be a number"),
+    ("compare 'arms=[dense,{name: hash, method: clusters}]'", "needs token ids"),
+]  # fmt: skip
+BUDGETS_AND_NUMBERS = [
+    *((f"compare budget.{kind}={value}", "must be above 0") for kind in ("steps", "flops", "epochs", "seconds") for value in (0, -1)),
+    ("compare budget.flops=inf", "must be above 0 and finite"),
+    ("compare budget.steps=two", "must be a whole number"),
+    ("compare 'budget={steps: 5, epochs: 1}'", "budget has steps, epochs set"),
+    ("compare seeds=0", "at least 1"),
+    ("compare seeds=[0,0]", "names a seed twice"),
+    ("compare optimizer.lr=nan", "must be above 0"),
+    ("compare optimizer.beta1=2", "optimizer.beta1=2.0 must be at least 0 and below 1"),
+    ("compare trainer.batch_size=100000", "at most the 1257 training examples"),
+    ("compare arms=3", "arms=3 (command line) must be a list"),
+    ("compare arms=[]", "name at least one arm"),
+]  # fmt: skip
+PLACES_AND_FILES = [
+    ("compare output=file/x", "output='file/x' cannot be written to"),
+    ("compare tracking.uri=sqlite:///file/x/mlflow.db", "cannot be opened for writing"),
+    ("compare tracking.uri=", "must be text"),
+    ("compare broken.yaml", "is not valid YAML (line 2)"),
+    ("compare binary.yaml", "cannot be read"),
+    ("compare empty.yaml", "is empty"),
+    ("compare list.yaml", "must hold keys and values; it holds a list"),
+    ("compare reference.yaml", "Interpolation key 'nothere' not found"),
+    ("compare folder.yaml", "cannot be read"),
+    ("compare seeds=[1", "cannot be parsed"),
+    ("train arm=", "must be a name"),
+    ("ui --port 0", "between 1 and 65535"),
+    ("nothing", "No such command"),
+]
+
+
+@pytest.mark.parametrize(("call", "part"), SIZES_AND_NAMES + BUDGETS_AND_NUMBERS + PLACES_AND_FILES)
+def test_bad_input_is_one_sentence_and_begins_no_work(call, part, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name, content in {
+        "file": b"", "broken.yaml": b"arms: [dense\n", "empty.yaml": b"", "list.yaml": b"- a\n", "reference.yaml": b"seed: ${nothere}",
+        "binary.yaml": bytes(range(128, 256)),
+    }.items():  # fmt: skip
+        Path(name).write_bytes(content)
+    Path("folder.yaml").mkdir()
+    assert guarded(lambda: app(shlex.split(call), standalone_mode=False)) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("Error: ")
+    assert part in said
+    assert len(said.strip().splitlines()) == 1
+    assert not Path("results/cells").exists()
+
+
+def test_a_device_that_is_not_there(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert guarded(lambda: app(["compare", "trainer.accelerator=gpu"], standalone_mode=False)) == 2
+    assert "this machine has none; use auto or cpu" in capsys.readouterr().err
 
 
 def test_a_plugin_in_one_file(tmp_path):

@@ -13,7 +13,7 @@ from routers.errors import UsageError
 
 def record(arm, rate, seed, loss, status="ok"):
     return {
-        "arm": arm, "seed": seed, "status": status, "validation": {"loss": loss} if status == "ok" else {},
+        "arm": arm, "seed": seed, "status": status, "validation": {"loss": loss} if status == "ok" else {}, "flops_model": 10.0,
         "config": {"optimizer": {"lr": rate}},
     }  # fmt: skip
 
@@ -23,7 +23,7 @@ def test_the_best_mean_wins():
     records = [record("a", rate, seed, loss) for rate, losses in {0.1: (2, 2), 0.2: (1, 2), 0.4: (0.5, 4.5)}.items()
                for seed, loss in enumerate(losses)]  # fmt: skip
     found = choose_rates([*records, record("b", 0.1, 0, 1.0)])
-    assert found == {"a": {"rate": 0.2, "validation": {"0.1": 2.0, "0.2": 1.5, "0.4": 2.25 + 0.25}, "edge": False}}
+    assert found == {"a": {"rate": 0.2, "validation": {"0.1": 2.0, "0.2": 1.5, "0.4": 2.5}, "edge": False, "flops": 60.0}}
 
 
 def test_a_rate_that_fails_ranks_behind():

@@ -2,12 +2,13 @@
 
 import subprocess
 import sys
+from typing import Literal
 
 import pytest
 
 from routers.contract import Router
 from routers.errors import UsageError
-from routers.registry import ROUTERS, build_router, load_plugin, only_for_now, option_names, register_router
+from routers.registry import ROUTERS, build_router, check_options, load_plugin, only_for_now, option_names, register_router
 from routers.topk import TopKRouter
 
 PLUGIN = '''"""A plugin."""
@@ -54,6 +55,35 @@ def test_unknown_option_offers_the_nearest():
 def test_constructor_error_names_the_router():
     with pytest.raises(UsageError, match="router 'topk': top_k is 5"):
         build_router("topk", d_model=4, num_experts=2, top_k=5)
+
+
+def test_values_are_checked_against_annotations():
+    def part(
+        a,
+        b,
+        *,
+        whole: int = 1,
+        number: float | Literal["auto"] | None = None,
+        yes: bool = False,
+        mode: Literal["x"] = "x",
+        free=3,
+    ):
+        pass
+
+    good = {"whole": 2, "number": 3, "yes": True, "mode": "anything", "free": object()}
+    check_options("part", part, good)
+    check_options("part", part, {"number": "auto"})
+    check_options("part", part, {"number": None})
+    for options, message in (
+        ({"whole": 1.5}, "part: whole is 1.5; it must be a whole number$"),
+        ({"whole": True}, "whole is True"),
+        ({"number": "much"}, "number is 'much'; it must be a number or 'auto' or null$"),
+        ({"number": True}, "number is True"),
+        ({"yes": 1}, "yes is 1; it must be true or false"),
+        ({"hole": 1}, "unknown option of part 'hole'; did you mean 'whole'"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            check_options("part", part, options)
 
 
 def test_option_names():
