@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import queue
@@ -163,6 +164,8 @@ def _work(job: Job) -> dict[str, Any]:
     record["provenance"] = {**record.get("provenance", {}), "cell": job.key}
     write_json(job.folder / "record.json", record)
     discard(job.folder)
+    # A trainer and its module refer to each other: without this, several runs' data and weights lie in memory at once.
+    gc.collect()
     return record
 
 

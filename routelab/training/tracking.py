@@ -353,7 +353,8 @@ def _client(uri: str) -> Any:
     except ImportError as error:
         raise UsageError(f"tracking.uri {_shown(uri)!r} needs the package mlflow, which is not installed") from error
     for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+        # Failures are told in `problems`; a traceback on the terminal would tell them a second time.
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     return MlflowClient(tracking_uri=uri)
 
 
@@ -414,9 +415,15 @@ def _shown(uri: str) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    """The first line of an error, short and without passwords."""
-    lines = str(error).strip().splitlines()
-    text = _shown(lines[0].strip() if lines else "").rstrip(".")
+    """The first sentence of an error, short and without passwords; of a database's error, what the driver said."""
+    driver = getattr(error, "orig", None)
+    if isinstance(driver, BaseException):
+        return _reason(driver)
+    found = re.search(r"\(([\w.]+Error)\) ([^\n]*)", str(error))
+    lines = [f"{found[1]}: {found[2]}"] if found else str(error).strip().splitlines()
+    text = _shown(re.split(r"[.;] [A-Z]", lines[0].strip())[0] if lines else "").rstrip(".")
+    if found:
+        return text[:300]
     return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
 
 

@@ -265,3 +265,25 @@ def test_ui_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert environment["PATH"] == os.environ["PATH"]
     with pytest.raises(UsageError, match="server already"):
         ui_command("http://localhost:5000", 5001)
+
+
+def test_without_a_store_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    off = Tracker(None, "x")
+    off.open()
+    parent = off.start_parent("table", {}, {}, "")
+    assert off.log_record(record(), parent, "dense-0") == ""
+    off.log_artifacts(parent, [tmp_path])
+    off.stop()
+    off.finish(parent)
+    assert off.children(parent) == {}
+    assert off.problems == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_databases_error_is_what_its_driver_said() -> None:
+    from routelab.training.tracking import _reason
+
+    text = "(raised as a result of Query-invoked autoflush; consider ...)\n(sqlite3.OperationalError) database or disk is full\n[SQL: x]"
+    assert _reason(RuntimeError(text)) == "sqlite3.OperationalError: database or disk is full"
+    assert _reason(ValueError("One thing. Another thing.\nThird")) == "ValueError: One thing"
