@@ -178,7 +178,9 @@ def _routers_such_that(like: MixtureLayer, legal: Callable[[MixtureLayer], bool]
     for name in ROUTERS.names():
         own = like.router
         try:
-            router: Router = build_router(name, d_model=like.experts.d_model, num_experts=like.experts.num_experts)
+            # Asked while an arm is sized, when everything else is on the meta device.
+            with torch.device("cpu"):
+                router: Router = build_router(name, d_model=like.experts.d_model, num_experts=like.experts.num_experts)
             # Settings that the arm was given stay; where it has the router's own, so would the other router.
             factor = router.capacity_factor if like.capacity_factor == own.capacity_factor else like.capacity_factor
             priority = router.priority if like.priority == own.priority else like.priority

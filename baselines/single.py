@@ -77,7 +77,7 @@ class SingleBackbone(Arm):
         options = {name: value for name, value in self.spec.backbone.items() if name not in ARM_OPTIONS}
         name = self.backbone_name(task)
         backbone: Callable[..., Backbone] = BACKBONES.get(name)
-        check_options(f"backbone {name!r}", backbone, options, first=3)
+        check_options(f"backbone {name!r}", backbone, options, first=3, section="backbone.")
         self.network = backbone(task.inputs, task.outputs, factory, **options)
         if not sizing:
             initialise(self.network, seed)

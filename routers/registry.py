@@ -260,10 +260,10 @@ def option_names(router: Callable[..., Any], first: int = 2) -> list[str] | None
     return [p.name for p in parameters[first:]]
 
 
-def check_options(what: str, target: Callable[..., Any], options: Mapping[str, Any], first: int = 2) -> None:
+def check_options(what: str, target: Callable[..., Any], options: Mapping[str, Any], first: int = 2, section: str = "") -> None:
     """UsageError for an option that `target` does not take, or whose value is not of the annotated type.
 
-    first: how many arguments are not options. Checked are whole numbers, numbers, truth values and text, alone or with
+    first: how many arguments are not options. section: the part of the configuration that they stand in. Checked are whole numbers, numbers, truth values and text, alone or with
     None; values of other types are left to `target`.
     """
     allowed = option_names(target, first)
@@ -274,7 +274,7 @@ def check_options(what: str, target: Callable[..., Any], options: Mapping[str, A
         hints = {}
     for key, value in options.items():
         if allowed is not None and key not in allowed:
-            raise unknown(f"option of {what}", key, allowed)
+            raise unknown(f"option of {what}", f"{section}{key}", [f"{section}{name}" for name in allowed])
         hint = hints.get(key)
         parts = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
         fixed = [choice for part in parts if get_origin(part) is Literal for choice in get_args(part)]
