@@ -263,8 +263,8 @@ def option_names(router: Callable[..., Any], first: int = 2) -> list[str] | None
 def check_options(what: str, target: Callable[..., Any], options: Mapping[str, Any], first: int = 2, section: str = "") -> None:
     """UsageError for an option that `target` does not take, or whose value is not of the annotated type.
 
-    first: how many arguments are not options. section: the part of the configuration that they stand in. Checked are whole numbers, numbers, truth values and text, alone or with
-    None; values of other types are left to `target`.
+    first: how many arguments are not options. section: the part of the configuration that they stand in. Checked are whole
+    numbers, numbers, truth values and text, alone or with None; values of other types are left to `target`.
     """
     allowed = option_names(target, first)
     try:

@@ -68,7 +68,7 @@ def test_wrong_calls_exit_2_with_one_sentence(words, part, tmp_path):
 SIZES_AND_NAMES = [
     ("compare arms=[dense,swich]", "did you mean 'switch'"),
     ("compare router.capacty_factor=1", "did you mean 'router.capacity_factor'"),
-    ("compare backbone.deepth=2", "unknown option of backbone 'vit' 'deepth'; did you mean 'depth'"),
+    ("compare backbone.deepth=2", "unknown option of backbone 'vit' 'backbone.deepth'; did you mean 'backbone.depth'"),
     ("compare data.size=3", "unknown option of data set 'digits' 'size'"),
     ("compare backbone=vitt", "did you mean 'vit'"),
     ("compare experts.kind=gelo", "did you mean 'gelu'"),
