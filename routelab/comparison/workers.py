@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import gc
 import multiprocessing
 import os
@@ -164,9 +166,16 @@ def _work(job: Job) -> dict[str, Any]:
     record["provenance"] = {**record.get("provenance", {}), "cell": job.key}
     write_json(job.folder / "record.json", record)
     discard(job.folder)
-    # A trainer and its module refer to each other: without this, several runs' data and weights lie in memory at once.
-    gc.collect()
+    _let_go()
     return record
+
+
+def _let_go() -> None:
+    """Give back what a run held before the next begins: a trainer and its module refer to each other, and glibc keeps freed
+    memory in pieces (a worker grew by 40 to 200 MB with each run)."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def opening(job: Job) -> dict[str, Any]:
