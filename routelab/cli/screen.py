@@ -26,7 +26,7 @@ def console(quiet: bool = False) -> Console:
 
 @contextlib.contextmanager
 def watching(out: Console) -> Iterator[Any]:
-    """A progress bar on a terminal; elsewhere a line at least every ten seconds."""
+    """A progress bar on a terminal; elsewhere a line every ten seconds, and less often the longer it takes."""
     if out.is_terminal and not out.quiet:
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:3.0f}%"), TimeElapsedColumn())
         with Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=out) as bar:
@@ -42,7 +42,7 @@ def watching(out: Console) -> Iterator[Any]:
     def tell(done: int, total: int, share: float) -> None:
         nonlocal said
         now = time.monotonic()
-        if now - said > 10 and share > 0:
+        if now - said > max(10.0, (now - started) / 20) and share > 0:
             said = now
             out.print(f"{done}/{total} runs, {share:.0%} of the work, about {(now - started) * (1 - share) / share:.0f} s left")
 
