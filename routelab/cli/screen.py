@@ -78,8 +78,12 @@ def compare(resolved: Any, quiet: bool = False) -> Any:
         out.print(line)
     for record in done.failed:
         out.print(f"FAILED {record['arm']} seed {record['seed']}: {record['error']}")
+    resumed = [record for record in done.records if record.get("resumed_at") is not None]
+    if resumed:
+        runs = "1 run was" if len(resumed) == 1 else f"{len(resumed)} runs were"
+        out.print(f"{runs} interrupted before, and went on from the last checkpoint")
     for problem in done.problems:
-        out.print(f"tracking: {problem}")
+        out.print(f"problem: {problem}")
     out.print(f"Report: {done.output / 'report.html'}   Table: {done.output / 'results.csv'}")
     uri = resolved.config.tracking.uri
     if uri is not None:
@@ -163,8 +167,10 @@ def train(resolved: Any, quiet: bool = False) -> Any:
         f"{_count(record['flops_per_example'])} per example, {_count(record['active_params'])} active of "
         f"{_count(record['total_params'])} parameters, {record['seconds']:.1f} s"
     )
+    if record["resumed_at"] is not None:
+        out.print(f"This run was interrupted, and went on from step {record['resumed_at']}")
     for problem in record["problems"]:
-        out.print(f"tracking: {problem}")
+        out.print(f"problem: {problem}")
     out.print(f"Record and weights: {record['folder']}")
     return run
 

@@ -1,0 +1,40 @@
+"""Layers whose shapes do not hang on the routing compile as one graph, to the same values."""
+
+import pytest
+import torch
+
+from experts.bank import ExpertBank
+from experts.initialisation import initialise
+from experts.mixture import MixtureLayer
+from routers.registry import build_router
+
+STATIC = [
+    ("soft", {"positions": 16}, {}),
+    ("expert_choice", {}, {}),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "options", "settings"), STATIC)
+def test_one_graph(name, options, settings):
+    """fullgraph=True raises at the first graph break."""
+    layer = MixtureLayer(
+        build_router(name, d_model=16, num_experts=4, **options),
+        ExpertBank("swiglu", num_experts=4, d_model=16, d_hidden=32),
+        **settings,
+    )
+    initialise(layer, 0)
+    found = []
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    for call in (layer, compiled):
+        layer.zero_grad()
+        x = torch.randn(2, 16, 16, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        out, routing = call(x)
+        (out.square().mean() + sum(routing.losses.values())).backward()
+        found.append([out.detach(), x.grad, *(parameter.grad for parameter in layer.parameters())])
+        assert int(routing.work.kept) > 0
+    for eager, graph in zip(*found, strict=True):
+        torch.testing.assert_close(graph, eager, atol=1e-5, rtol=1e-4)
+    # Another routing of the same shape needs no second graph.
+    with torch.compiler.set_stance("fail_on_recompile"):
+        compiled(torch.randn(2, 16, 16).requires_grad_())
