@@ -171,10 +171,11 @@ class Router(nn.Module):
         return {}
 
     def _probe(self, groups: int, positions: int, gradient: bool = False) -> RouterInput:
-        generator = torch.Generator().manual_seed(0)
-        reference = next(iter(self.parameters()), next(iter(self.buffers()), torch.empty(0)))
-        x = torch.randn(groups, positions, self.d_model, generator=generator).to(reference.device)
-        ids = torch.randint(0, getattr(self, "vocab_size", None) or 256, (groups, positions), generator=generator)
+        generator = torch.Generator("cpu").manual_seed(0)
+        reference = next(iter(self.parameters()), next(iter(self.buffers()), torch.empty(0, device="cpu")))
+        # Drawn on the CPU whatever the default device is: an arm may be sized on the meta device around this.
+        x = torch.randn(groups, positions, self.d_model, generator=generator, device="cpu").to(reference.device)
+        ids = torch.randint(0, getattr(self, "vocab_size", None) or 256, (groups, positions), generator=generator, device="cpu")
         return RouterInput(x.requires_grad_(gradient), token_ids=ids.to(reference.device))
 
 
