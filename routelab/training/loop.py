@@ -13,6 +13,7 @@ import pytorch_lightning as pl
 import torch
 
 from baselines.contract import Arm, ArmSpec, make_arm
+from experts.memory import keep_freed_memory
 from routelab.data.contract import DataSet, load
 from routelab.training.config import ArmChoice, Budget, Config, Optimizer, TrainerOptions
 from routelab.training.module import Endless, NotFiniteError, Progress, Slices, TrainingModule
@@ -70,6 +71,7 @@ def execute(
     folder: where the trained weights are left as `weights.ckpt`, loadable with `torch.load(weights_only=True)`.
     """
     _quiet()
+    keep_freed_memory()  # of the whole process: a step of many experts takes more time in page faults than in products
     started = time.perf_counter()
     data = load_data(spec) if data is None else data
     record: dict[str, Any] = {
