@@ -1,6 +1,6 @@
-"""The bank: the weights of all experts, and three ways to run rows through them.
+"""The bank: the weights of all experts, and four ways to run rows through them.
 
-Axes: R rows, E experts, D features, H hidden width, N rows per expert (padded).
+Axes: T tokens, R rows, E experts, D features, H hidden width, N rows per expert (padded).
 """
 
 from __future__ import annotations
@@ -12,13 +12,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from experts.fused import Layout, run_fused, usable
 from experts.kinds import KINDS, check_scale, check_sizes, draw, parameter_shapes, row_cost
 from routers.contract import fresh
 from routers.cost import Cost
 
-Kernel = Literal["auto", "grouped", "batched", "loop"]
-KERNELS: tuple[str, ...] = ("auto", "grouped", "batched", "loop")
-_LOOP_ROWS = 384
+Kernel = Literal["auto", "fused", "grouped", "batched", "loop"]
+KERNELS: tuple[str, ...] = ("auto", "fused", "grouped", "batched", "loop")
+
+_FUSED_WORK = 2**26  # multiplications of a forward pass, with several threads
+_FUSED_ROWS, _FUSED_HIDDEN = 128, 2**22  # rows per expert and pre-activations, with one thread
 
 
 class ExpertBank(nn.Module):
@@ -115,16 +118,36 @@ class ExpertBank(nn.Module):
         gate = project(rows, "gate") if self.kind.gated else None
         return project(self.kind.hidden(project(rows, "up"), gate), "down")
 
-    def kernel_for(self, rows: int, device: torch.device, dtype: torch.dtype) -> Kernel:
-        """The faster kernel for `rows` rows sorted by expert, as measured by benchmarks/kernels.py.
+    def fused(self, x: Tensor, weight_R: Tensor | None, layout: Layout) -> Tensor:
+        """Tokens to rows, through the experts and back in one operation, or sorted rows alone: see `experts.fused`.
 
-        `F.grouped_mm` wants strides in multiples of 16 bytes and no float64; on a GPU only bfloat16 is a real kernel. On a
-        CPU, plain products overtake it once every expert has some hundreds of rows.
+        Only where `kernel_for` may choose it: a CPU, float32 or float64 throughout, relu, gelu or silu, no autocast.
+        """
+        return run_fused(self.kind, dict(self.named_parameters(recurse=False)), x, weight_R, layout)
+
+    def can_fuse(self, device: torch.device, dtype: torch.dtype) -> bool:
+        """Whether `fused` can run here and now on rows of `dtype`."""
+        return self.up.dtype == dtype and usable(self.kind, device, dtype)
+
+    def kernel_for(self, rows: int, device: torch.device, dtype: torch.dtype) -> Kernel:
+        """The fastest kernel for `rows` rows sorted by expert, as measured by benchmarks/kernels.py.
+
+        On a CPU with several threads the fused kernel wins as soon as there are some milliseconds of work: it gives whole experts
+        to threads, where the others split every product. On one thread it wins where memory is what counts, with many rows
+        for every expert. `F.grouped_mm` wants strides in multiples of 16 bytes and no float64; on a GPU only bfloat16 is a
+        real kernel.
         """
         size = torch.empty(0, dtype=dtype).element_size()
         aligned = all(width * size % 16 == 0 for width in (self.d_model, self.d_hidden))
-        if device.type == "cpu":
-            if rows >= _LOOP_ROWS * self.num_experts:
-                return "loop"
-            return "grouped" if aligned and dtype in (torch.float32, torch.bfloat16) else "batched"
-        return "grouped" if aligned and dtype == torch.bfloat16 else "batched"
+        if device.type != "cpu":
+            return "grouped" if aligned and dtype == torch.bfloat16 else "batched"
+        if self.can_fuse(device, dtype):
+            hidden = rows * self.d_hidden * (self.kind.matrices - 1)
+            work = rows * self.d_model * self.d_hidden * self.kind.matrices
+            if torch.get_num_threads() > 1:
+                worth_it = work >= _FUSED_WORK
+            else:
+                worth_it = rows >= _FUSED_ROWS * self.num_experts and hidden >= _FUSED_HIDDEN
+            if worth_it:
+                return "fused"
+        return "grouped" if aligned and dtype in (torch.float32, torch.bfloat16) else "batched"

@@ -13,15 +13,18 @@ import torch
 from torch import Tensor
 
 from experts.bank import ExpertBank, Kernel
-from routers.plans import Blend, PerExpert, Plan, Ragged, Slots, TopK, token_expert
+from experts.fused import Layout, by_token
+from routers.plans import Blend, PerExpert, Plan, Ragged, Slots, TopK, rows_per_group, token_expert
 
 
 def run(bank: ExpertBank, x_GSD: Tensor, plan: Plan, kernel: Kernel = "auto") -> tuple[Tensor, Tensor | int]:
     """Run the experts on the tokens as `plan` says. (G, S, D) -> ((G, S, D), rows executed).
 
-    kernel: "grouped", "batched" or "loop" for plans of flat choices; "auto" takes the faster one for the shape. PerExpert,
-    Slots and Blend are rectangular already and use "batched", or "loop" when asked.
+    kernel: "fused", "grouped", "batched" or "loop" for plans of flat choices; "auto" takes the fastest one for the shape, and
+    "fused" that of the others where it cannot run. PerExpert and Slots are rectangular already and use "fused" or "batched",
+    or "loop" when asked; Blend "batched" or "loop".
     """
+    kernel = _resolved(bank, x_GSD, plan, kernel)
     if isinstance(plan, (TopK, Ragged)):
         return _flat(bank, x_GSD, plan, kernel)
     if isinstance(plan, PerExpert):
@@ -29,6 +32,17 @@ def run(bank: ExpertBank, x_GSD: Tensor, plan: Plan, kernel: Kernel = "auto") ->
     if isinstance(plan, Slots):
         return _slots(bank, x_GSD, plan, kernel)
     return _blend(bank, x_GSD, plan, kernel)
+
+
+def _resolved(bank: ExpertBank, x_GSD: Tensor, plan: Plan, kernel: Kernel) -> Kernel:
+    """The kernel to run: a choice for "auto", and for "fused" where it cannot run."""
+    if kernel not in ("auto", "fused"):
+        return kernel
+    device = x_GSD.device
+    dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else x_GSD.dtype
+    if kernel == "fused" and bank.can_fuse(device, dtype):
+        return "fused"
+    return bank.kernel_for(int(rows_per_group(plan, 1)), device, dtype)
 
 
 def _flat(bank: ExpertBank, x_GSD: Tensor, plan: TopK | Ragged, kernel: Kernel) -> tuple[Tensor, Tensor | int]:
@@ -47,8 +61,17 @@ def _flat(bank: ExpertBank, x_GSD: Tensor, plan: TopK | Ragged, kernel: Kernel) 
     token_R, expert_R = token_N[order_R], expert_N[order_R]
     count = torch.zeros(bank.num_experts + 1, dtype=torch.int64, device=x_TD.device)
     count = count.index_add_(0, expert_R, torch.ones_like(expert_R))[: bank.num_experts]
+    weight_R = weight_N.index_select(0, order_R)
+    if kernel == "fused" and plan.weight_on == "output":
+        if isinstance(plan, TopK) and keep_N is None:
+            tokens, k = plan.expert.shape
+            row_R, start_T = _inverse(order_R), torch.arange(0, tokens * k, k)
+        else:
+            row_R, start_T = by_token(token_R, x_TD.shape[0])
+        out_TD = bank.fused(x_TD, weight_R.to(x_TD.dtype), Layout(count.tolist(), token_R, row_R, start_T))
+        return out_TD.view_as(x_GSD), token_R.numel()
     rows_RD = x_TD.index_select(0, token_R)
-    weight_R1 = weight_N.index_select(0, order_R).unsqueeze(1)
+    weight_R1 = weight_R.unsqueeze(1)
     if plan.weight_on == "input":
         rows_RD = (rows_RD * weight_R1).to(x_TD.dtype)
     out_RD, executed = _grouped_rows(bank, rows_RD, expert_R, count, kernel)
@@ -71,10 +94,9 @@ def _grouped_rows(
 ) -> tuple[Tensor, Tensor | int]:
     """Rows sorted by expert through the chosen kernel -> rows in the same order, and how many were computed."""
     device = rows_RD.device
-    if kernel == "auto":
-        dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else rows_RD.dtype
-        kernel = bank.kernel_for(rows_RD.shape[0], device, dtype)
     on_cpu = device.type == "cpu"
+    if kernel == "fused":
+        return bank.fused(rows_RD, None, Layout(count.tolist())), rows_RD.shape[0]
     if kernel == "grouped":
         return bank.grouped(rows_RD, count), rows_RD.shape[0] if on_cpu else count.sum()
     if kernel == "loop":
@@ -89,9 +111,15 @@ def _grouped_rows(
     return out.index_select(0, slot.clamp_max(bank.num_experts * places - 1)), bank.num_experts * places
 
 
+def _inverse(order: Tensor) -> Tensor:
+    return torch.empty_like(order).scatter_(0, order, torch.arange(order.numel(), device=order.device))
+
+
 def _rectangular(bank: ExpertBank, rows_ERD: Tensor, kernel: Kernel) -> Tensor:
+    experts, each, width = rows_ERD.shape
+    if kernel == "fused":
+        return bank.fused(rows_ERD.reshape(-1, width), None, Layout([each] * experts)).view(experts, each, -1)
     if kernel == "loop":
-        experts, each, width = rows_ERD.shape
         count = torch.full((experts,), each, device=rows_ERD.device)
         return bank.loop(rows_ERD.reshape(-1, width), count).view(experts, each, -1)
     return bank.batched(rows_ERD)
@@ -103,6 +131,12 @@ def _per_expert(bank: ExpertBank, x_GSD: Tensor, plan: PerExpert, kernel: Kernel
     token_EGC = token.view_as(plan.position).transpose(0, 1).reshape(-1)
     weight = plan.weight if plan.keep is None else plan.weight * plan.keep
     weight_E = weight.transpose(0, 1).reshape(bank.num_experts, -1, 1)
+    if kernel == "fused" and plan.weight_on == "output":
+        layout = Layout(
+            [token_EGC.numel() // bank.num_experts] * bank.num_experts, token_EGC, *by_token(token_EGC, groups * positions)
+        )
+        out_TD = bank.fused(x_GSD.flatten(0, 1), weight_E.flatten().to(x_GSD.dtype), layout)
+        return out_TD.view_as(x_GSD), token_EGC.numel()
     rows = x_GSD.flatten(0, 1).index_select(0, token_EGC).view(bank.num_experts, -1, width)
     if plan.weight_on == "input":
         rows = (rows * weight_E).to(x_GSD.dtype)
@@ -128,6 +162,8 @@ def _slots(bank: ExpertBank, x_GSD: Tensor, plan: Slots, kernel: Kernel) -> tupl
 
 
 def _blend(bank: ExpertBank, x_GSD: Tensor, plan: Blend, kernel: Kernel) -> tuple[Tensor, int]:
+    if kernel == "fused":
+        kernel = "batched"  # every expert reads the same rows; there is nothing to gather
     x_TD = x_GSD.flatten(0, 1)
     weight_ET1 = (plan.weight if plan.keep is None else plan.weight * plan.keep).t().unsqueeze(-1)
     rows = x_TD.expand(bank.num_experts, *x_TD.shape)

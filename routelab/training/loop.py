@@ -15,6 +15,7 @@ import pytorch_lightning as pl
 import torch
 
 from baselines.contract import Arm, ArmSpec, arm_class, make_arm
+from experts.memory import keep_freed_memory
 from routelab.data.contract import DataSet, load
 from routelab.training.config import ArmChoice, Budget, Config, Optimizer, TrainerOptions
 from routelab.training.distributed import Replicas, inside, launch
@@ -86,6 +87,7 @@ def execute(
     if spec.trainer.devices > 1 and not inside() and not arm_class(spec.arm.name).fit_outside_loop:
         return _together(spec, folder, key, observer or Observer())
     _quiet()
+    keep_freed_memory()  # of the whole process: a step of many experts takes more time in page faults than in products
     started = time.perf_counter()
     data = load_data(spec) if data is None else data
     record: dict[str, Any] = {

@@ -48,11 +48,13 @@ _EVERY_POINT = "flops"
 
 @dataclass
 class _Live:
-    """A run that is going on. steps: the points that are written or waiting. totals: keys written by an earlier call."""
+    """A run that is going on. steps: the points that are written or waiting. totals: metrics written by an earlier call.
+    params: those that are written."""
 
     start: int
     steps: set[int] = field(default_factory=set)
     totals: set[str] = field(default_factory=set)
+    params: set[str] = field(default_factory=set)
     waiting: list[tuple[int, Mapping[str, Any]]] = field(default_factory=list)
     written: float = 0.0
     dropped: int = 0
@@ -173,6 +175,7 @@ class Tracker:
                 begun = _Live(run.info.start_time, {point.step for point in history}, set(run.data.metrics))
                 params = {key: value for key, value in params.items() if key not in run.data.params}
             self._log(run.info.run_id, params=params)
+            begun.params = {*params, *(run.data.params if found is not None else ())}
             self._live[run.info.run_id] = begun
             run_id = run.info.run_id
         if created and not run_id:
@@ -218,7 +221,10 @@ class Tracker:
         self.log_points(run_id, record.get("curve") or [], now=True)
         with self._guard(f"the run {name!r} was not recorded completely"):
             values = _totals(record, live.start)
-            self._log(run_id, tags=_tags(record), metrics=[value for value in values.found if value[0] not in live.totals])
+            # What only the whole record knows: whether the arm leaks, what its loader filled in.
+            params = {key: value for key, value in _params(record).items() if key not in live.params}
+            metrics = [value for value in values.found if value[0] not in live.totals]
+            self._log(run_id, params=params, tags=_tags(record), metrics=metrics)
             dropped = live.dropped + values.dropped
             if dropped:
                 self._client.set_tag(run_id, "routelab.values_not_finite", str(dropped))

@@ -85,8 +85,8 @@ def test_terminal(done, capsys):
 def test_report(done):
     folder, _ = done
     text = (folder / "results/mine/report.html").read_text()
-    assert '<th scope="row">soft<small class="bad">leaks: later tokens</small></th>' in text
-    assert '<th scope="row">expert_choice<small class="bad">batch-coupled</small></th>' in text
+    assert '<th scope="row"><span>soft</span><small class="bad">leaks: later tokens</small></th>' in text
+    assert '<th scope="row"><span>expert_choice</span><small class="bad">batch-coupled</small></th>' in text
     assert f">{LEAK}</text>" in text, "the figure's legend too"
     assert "order-5 byte model" in text
 

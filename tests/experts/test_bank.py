@@ -1,4 +1,4 @@
-"""The three kernels of the bank must be one function: a benchmark picks among them, never a result."""
+"""The four kernels of the bank must be one function: a benchmark picks among them, never a result."""
 
 import pytest
 import torch
@@ -70,6 +70,9 @@ def test_kernels_agree(kind, bias, name):
     plan = TopK(expert, torch.rand(expert.shape, generator=torch.Generator().manual_seed(3)), 4)
     oracle, rows = gradients(bank, x, plan, "loop")
     assert rows == expert.numel()
+    fused, fused_rows = gradients(bank, x, plan, "fused")
+    same(fused, oracle)
+    assert fused_rows == expert.numel()
     grouped, grouped_rows = gradients(bank, x, plan, "grouped")
     same(grouped, oracle)
     assert grouped_rows == expert.numel()
@@ -79,7 +82,7 @@ def test_kernels_agree(kind, bias, name):
     same(gradients(bank, x, plan, "auto")[0], oracle)
 
 
-@pytest.mark.parametrize("kernel", ["grouped", "batched", "auto"])
+@pytest.mark.parametrize("kernel", ["fused", "grouped", "batched", "auto"])
 @pytest.mark.parametrize("weight_on", ["output", "input"])
 def test_kernels_agree_with_drops(kernel, weight_on):
     expert = assignments("spread")
@@ -89,7 +92,7 @@ def test_kernels_agree_with_drops(kernel, weight_on):
     same(gradients(bank, x, plan, kernel)[0], gradients(bank, x, plan, "loop")[0])
 
 
-@pytest.mark.parametrize("kernel", ["grouped", "batched", "loop", "auto"])
+@pytest.mark.parametrize("kernel", ["fused", "grouped", "batched", "loop", "auto"])
 @pytest.mark.parametrize("bias", [False, True])
 def test_everything_dropped(kernel, bias):
     """A batch of padding is legal: no row, output 0, gradients 0 and not missing or NaN."""
@@ -110,16 +113,28 @@ def test_unaligned_widths(width):
     oracle, _ = gradients(bank, x, plan, "loop")
     same(gradients(bank, x, plan, "auto")[0], oracle)
     same(gradients(bank, x, plan, "batched")[0], oracle)
+    same(gradients(bank, x, plan, "fused")[0], oracle)
 
 
-def test_auto_above_the_loop_threshold():
-    """Many rows switch to plain products; the answer stays."""
-    bank, expert = make_bank(experts=2), torch.randint(0, 2, (1000, 1), generator=torch.Generator().manual_seed(0))
-    assert bank.kernel_for(1000, torch.device("cpu"), torch.float32) == "loop"
-    assert bank.kernel_for(10, torch.device("cpu"), torch.float32) == "grouped"
-    assert bank.kernel_for(10, torch.device("cpu"), torch.float64) == "batched"
-    x, plan = torch.randn(1, 1000, 8), TopK(expert, torch.rand(1000, 1), 2)
-    torch.testing.assert_close(run(bank, x, plan, "auto")[0], run(bank, x, plan, "grouped")[0], atol=1e-5, rtol=1e-4)
+def test_auto_chooses_by_shape_and_threads():
+    """As benchmarks/kernels.py measured; where the fused kernel cannot run the choice is among the others."""
+    cpu, before = torch.device("cpu"), torch.get_num_threads()
+    bank = ExpertBank("swiglu", num_experts=8, d_model=256, d_hidden=512)
+    try:
+        torch.set_num_threads(2)
+        assert bank.kernel_for(8192, cpu, torch.float32) == "fused"
+        assert bank.kernel_for(64, cpu, torch.float32) == "grouped"
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert bank.kernel_for(8192, cpu, torch.bfloat16) == "grouped"
+            assert bank.kernel_for(8192, cpu, torch.float32) == "grouped"
+        assert bank.kernel_for(8192, torch.device("cuda"), torch.bfloat16) == "grouped"
+        assert bank.kernel_for(8192, torch.device("cuda"), torch.float32) == "batched"
+        torch.set_num_threads(1)
+        assert bank.kernel_for(8192, cpu, torch.float32) == "fused"
+        assert bank.kernel_for(512, cpu, torch.float32) == "grouped"
+        assert bank.double().kernel_for(512, cpu, torch.float64) == "batched"
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("kind", KIND_NAMES)
@@ -153,7 +168,7 @@ def test_rows_past_the_counts_are_zero(bias):
     assert bank.loop(rows, count)[4:].abs().max() == 0
 
 
-@pytest.mark.parametrize("kernel", ["loop", "batched"])
+@pytest.mark.parametrize("kernel", ["loop", "batched", "fused"])
 @pytest.mark.parametrize("kind", KIND_NAMES)
 def test_gradcheck(kernel, kind):
     """In float64, against finite differences; relu's corners are not hit with these numbers."""
@@ -185,7 +200,7 @@ class _Run(nn.Module):
 
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("kind", KIND_NAMES)
-@pytest.mark.parametrize("kernel", ["grouped", "batched", "loop"])
+@pytest.mark.parametrize("kernel", ["fused", "grouped", "batched", "loop"])
 def test_one_expert_is_the_feed_forward(kind, bias, kernel):
     bank, dense = make_bank(kind, experts=1, bias=bias), FeedForward(kind, 8, 12, bias)
     dense.load_state_dict({name: value[0] for name, value in bank.state_dict().items()})

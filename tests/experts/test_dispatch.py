@@ -90,7 +90,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("kernel", ["auto", "grouped", "batched", "loop"])
+@pytest.mark.parametrize("kernel", ["auto", "fused", "grouped", "batched", "loop"])
 @pytest.mark.parametrize("drops", [False, True])
 @pytest.mark.parametrize(("name", "weight_on"), CASES)
 def test_against_the_oracle(bank, x, name, weight_on, drops, kernel):
