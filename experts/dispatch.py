@@ -4,7 +4,8 @@ Axes: G groups, S positions, T = G * S tokens, D features, E experts, C tokens p
 N assignments, R rows.
 
 On a CPU, dropped assignments are left out before any work is done. On a GPU that would make the host wait for a count, so
-they are sorted behind the last expert instead, where no product reads them.
+they are sorted behind the last expert instead, where no product reads them. Under `torch.compile` the same is done on a
+CPU where capacity bounds the rows of an expert: then no shape hangs on the routing, and a layer is one graph.
 """
 
 from __future__ import annotations
@@ -17,13 +18,18 @@ from experts.fused import Layout, by_token
 from routers.plans import Blend, PerExpert, Plan, Ragged, Slots, TopK, rows_per_group, token_expert
 
 
-def run(bank: ExpertBank, x_GSD: Tensor, plan: Plan, kernel: Kernel = "auto") -> tuple[Tensor, Tensor | int]:
+def run(
+    bank: ExpertBank, x_GSD: Tensor, plan: Plan, kernel: Kernel = "auto", most: int | None = None
+) -> tuple[Tensor, Tensor | int]:
     """Run the experts on the tokens as `plan` says. (G, S, D) -> ((G, S, D), rows executed).
 
     kernel: "fused", "grouped", "batched" or "loop" for plans of flat choices; "auto" takes the fastest one for the shape, and
     "fused" that of the others where it cannot run. PerExpert and Slots are rectangular already and use "fused" or "batched",
-    or "loop" when asked; Blend "batched" or "loop".
+    or "loop" when asked; Blend "batched" or "loop". most: the most rows that an expert can have been left with, if that is known
+    without looking.
     """
+    if isinstance(plan, (TopK, Ragged)) and most is not None and torch.compiler.is_compiling():
+        return _flat(bank, x_GSD, plan, "batched", most)
     kernel = _resolved(bank, x_GSD, plan, kernel)
     if isinstance(plan, (TopK, Ragged)):
         return _flat(bank, x_GSD, plan, kernel)
@@ -45,11 +51,13 @@ def _resolved(bank: ExpertBank, x_GSD: Tensor, plan: Plan, kernel: Kernel) -> Ke
     return bank.kernel_for(int(rows_per_group(plan, 1)), device, dtype)
 
 
-def _flat(bank: ExpertBank, x_GSD: Tensor, plan: TopK | Ragged, kernel: Kernel) -> tuple[Tensor, Tensor | int]:
+def _flat(
+    bank: ExpertBank, x_GSD: Tensor, plan: TopK | Ragged, kernel: Kernel, most: int | None = None
+) -> tuple[Tensor, Tensor | int]:
     x_TD = x_GSD.flatten(0, 1)
     token_N, expert_N = token_expert(plan, x_GSD.shape[1])
     weight_N, keep_N = plan.weight.reshape(-1), None if plan.keep is None else plan.keep.reshape(-1)
-    compact = x_TD.device.type == "cpu"
+    compact = x_TD.device.type == "cpu" and most is None
     if keep_N is None:
         order_R = torch.argsort(expert_N, stable=True)
     elif compact:
@@ -74,7 +82,7 @@ def _flat(bank: ExpertBank, x_GSD: Tensor, plan: TopK | Ragged, kernel: Kernel) 
     weight_R1 = weight_R.unsqueeze(1)
     if plan.weight_on == "input":
         rows_RD = (rows_RD * weight_R1).to(x_TD.dtype)
-    out_RD, executed = _grouped_rows(bank, rows_RD, expert_R, count, kernel)
+    out_RD, executed = _grouped_rows(bank, rows_RD, expert_R, count, kernel, most)
     if plan.weight_on == "output":
         out_RD = out_RD * weight_R1
     if keep_N is not None and not compact:
@@ -90,7 +98,7 @@ def _flat(bank: ExpertBank, x_GSD: Tensor, plan: TopK | Ragged, kernel: Kernel) 
 
 
 def _grouped_rows(
-    bank: ExpertBank, rows_RD: Tensor, expert_R: Tensor, count: Tensor, kernel: Kernel
+    bank: ExpertBank, rows_RD: Tensor, expert_R: Tensor, count: Tensor, kernel: Kernel, most: int | None
 ) -> tuple[Tensor, Tensor | int]:
     """Rows sorted by expert through the chosen kernel -> rows in the same order, and how many were computed."""
     device = rows_RD.device
@@ -101,7 +109,7 @@ def _grouped_rows(
         return bank.grouped(rows_RD, count), rows_RD.shape[0] if on_cpu else count.sum()
     if kernel == "loop":
         return bank.loop(rows_RD, count), rows_RD.shape[0] if on_cpu else count.sum()
-    places = max(1, int(count.max()))
+    places = max(1, int(count.max())) if most is None else most
     start = count.cumsum(0) - count
     real = expert_R < bank.num_experts
     slot = expert_R * places + torch.arange(rows_RD.shape[0], device=device) - start[expert_R.clamp_max(bank.num_experts - 1)]

@@ -89,7 +89,7 @@ class MixtureLayer(nn.Module):
         plan = exclude(plan, mask)
         assigned = asked(plan, groups)
         plan = self._limited(plan, routing.probs, mask, groups, positions)
-        out, executed = run(self.experts, x, plan, self.kernel)
+        out, executed = run(self.experts, x, plan, self.kernel, self._most(plan, groups, positions))
         if self.shared is not None:
             # Padding has weight 0 in every plan, but the shared feed-forward knows no plan.
             always = self.shared(x)
@@ -153,6 +153,14 @@ class MixtureLayer(nn.Module):
         except ValueError as error:
             raise ValueError(f"router {name} broke the contract: {error}") from None
         return routing.plan
+
+    def _most(self, plan: Plan, groups: int, positions: int) -> int | None:
+        """The most rows that capacity leaves to an expert, as if no token were padding; None if that hangs on the plan."""
+        factor = self.capacity_factor if self.training else self.eval_capacity_factor
+        if factor is None or not isinstance(plan, TopK):
+            return None
+        parts = groups if self.capacity_group == "sequence" else 1
+        return parts * capacity(factor, plan.expert.shape[1], groups * positions // parts, plan.num_experts)
 
     def _limited(self, plan: Plan, probs: Tensor | None, mask: Tensor | None, groups: int, positions: int) -> Plan:
         factor = self.capacity_factor if self.training else self.eval_capacity_factor

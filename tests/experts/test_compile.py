@@ -11,6 +11,10 @@ from routers.registry import build_router
 STATIC = [
     ("soft", {"positions": 16}, {}),
     ("expert_choice", {}, {}),
+    ("topk", {"top_k": 2}, {"capacity_factor": 1.0}),
+    ("topk", {"top_k": 2}, {"capacity_factor": 0.75, "capacity_group": "sequence"}),
+    ("top2", {"second_policy": "all"}, {}),
+    ("switch", {"jitter": 0.0}, {}),
 ]
 
 
