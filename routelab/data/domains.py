@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from routelab.data.contract import DataSet
+from routelab.data.contract import DataSet, holds
 from routelab.data.text import Document, check_shares, hold_out, stream, text_data
 from routers.errors import UsageError, unknown
 
@@ -26,6 +26,7 @@ EXTRA = {
 """Domains that need the extra `data`."""
 
 
+@holds("text")
 def domains(
     *,
     domains: Sequence[str] | str | None = None,

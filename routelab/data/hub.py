@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from routelab.data.contract import DataSet
+from routelab.data.contract import DataSet, holds
 from routelab.data.text import SEPARATOR, check_shares, text_data
 from routers.errors import UsageError, unknown
 
@@ -20,6 +20,7 @@ Row = tuple[str, bytes]
 """A document's domain ("" where there are none), and its text in UTF-8."""
 
 
+@holds("text")
 def hub(
     *,
     path: str,
