@@ -108,7 +108,7 @@ def broken_plugin(folder, constructor):
     return f"plugins=[{plugin}]"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("reason", BUILDS)
 def test_a_plugin_that_cannot_be_built_fails_alone(tmp_path, reason):
     done = compare(words(tmp_path, "arms=[dense,broken]", "seeds=1", broken_plugin(tmp_path, BUILDS[reason])))
@@ -130,7 +130,7 @@ def test_wrong_options_are_refused_before_any_work_and_a_broken_reference_too(tm
     assert not (tmp_path / "results/cells").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_full_disk_ends_the_comparison_in_one_sentence_and_keeps_what_is_done(tmp_path, monkeypatch, capsys):
     """The first arm's files fit under the limit that the worker inherits, the second arm's weights (524 kB) do not."""
     more = ["experts.count=64", "match.on=none", "seeds=1"]

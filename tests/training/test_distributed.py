@@ -69,7 +69,7 @@ class Listener(Observer):
         self.steps.append(point["step"])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "router"),
     [
