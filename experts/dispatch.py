@@ -15,7 +15,7 @@ from torch import Tensor
 
 from experts.bank import ExpertBank, Kernel
 from experts.fused import Layout, by_token
-from routers.plans import Blend, PerExpert, Plan, Ragged, Slots, TopK, rows_per_group, token_expert
+from routers.plans import Blend, PerExpert, Plan, Ragged, Slots, TopK, token_expert
 
 
 def run(
@@ -24,13 +24,12 @@ def run(
     """Run the experts on the tokens as `plan` says. (G, S, D) -> ((G, S, D), rows executed).
 
     kernel: "fused", "grouped", "batched" or "loop" for plans of flat choices; "auto" takes the fastest one for the shape, and
-    "fused" that of the others where it cannot run. PerExpert and Slots are rectangular already and use "fused" or "batched",
-    or "loop" when asked; Blend "batched" or "loop". most: the most rows that an expert can have been left with, if that is known
-    without looking.
+    "fused" that of the others where it cannot run. PerExpert, Slots and Blend are rectangular already and use "batched", the
+    fastest for them, or "loop" (or, but for Blend, "fused") when asked. most: the most rows that an expert can have been left
+    with, if that is known without looking.
     """
     if isinstance(plan, (TopK, Ragged)) and most is not None and torch.compiler.is_compiling():
         return _flat(bank, x_GSD, plan, "batched", most)
-    kernel = _resolved(bank, x_GSD, plan, kernel)
     if isinstance(plan, (TopK, Ragged)):
         return _flat(bank, x_GSD, plan, kernel)
     if isinstance(plan, PerExpert):
@@ -40,15 +39,20 @@ def run(
     return _blend(bank, x_GSD, plan, kernel)
 
 
-def _resolved(bank: ExpertBank, x_GSD: Tensor, plan: Plan, kernel: Kernel) -> Kernel:
-    """The kernel to run: a choice for "auto", and for "fused" where it cannot run."""
-    if kernel not in ("auto", "fused"):
+def _resolved(bank: ExpertBank, x: Tensor, kernel: Kernel, rows: int, count: Tensor) -> Kernel:
+    """The kernel to run: a choice for "auto", and for "fused" where it cannot run. count: rows of each expert."""
+    if kernel not in ("auto", "fused") or (kernel == "fused" and _can_fuse(bank, x)):
         return kernel
-    device = x_GSD.device
-    dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else x_GSD.dtype
-    if kernel == "fused" and bank.can_fuse(device, dtype):
-        return "fused"
-    return bank.kernel_for(int(rows_per_group(plan, 1)), device, dtype)
+    return bank.kernel_for(rows, x.device, _product_type(x), int(count.max()) if x.device.type == "cpu" else None)
+
+
+def _can_fuse(bank: ExpertBank, x: Tensor) -> bool:
+    return bank.can_fuse(x.device, _product_type(x))
+
+
+def _product_type(x: Tensor) -> torch.dtype:
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
 def _flat(
@@ -70,6 +74,7 @@ def _flat(
     count = torch.zeros(bank.num_experts + 1, dtype=torch.int64, device=x_TD.device)
     count = count.index_add_(0, expert_R, torch.ones_like(expert_R))[: bank.num_experts]
     weight_R = weight_N.index_select(0, order_R)
+    kernel = _resolved(bank, x_TD, kernel, token_R.numel(), count)
     if kernel == "fused" and plan.weight_on == "output":
         if isinstance(plan, TopK) and keep_N is None:
             tokens, k = plan.expert.shape
@@ -125,7 +130,7 @@ def _inverse(order: Tensor) -> Tensor:
 
 def _rectangular(bank: ExpertBank, rows_ERD: Tensor, kernel: Kernel) -> Tensor:
     experts, each, width = rows_ERD.shape
-    if kernel == "fused":
+    if kernel == "fused" and _can_fuse(bank, rows_ERD):
         return bank.fused(rows_ERD.reshape(-1, width), None, Layout([each] * experts)).view(experts, each, -1)
     if kernel == "loop":
         count = torch.full((experts,), each, device=rows_ERD.device)
@@ -139,10 +144,9 @@ def _per_expert(bank: ExpertBank, x_GSD: Tensor, plan: PerExpert, kernel: Kernel
     token_EGC = token.view_as(plan.position).transpose(0, 1).reshape(-1)
     weight = plan.weight if plan.keep is None else plan.weight * plan.keep
     weight_E = weight.transpose(0, 1).reshape(bank.num_experts, -1, 1)
-    if kernel == "fused" and plan.weight_on == "output":
-        layout = Layout(
-            [token_EGC.numel() // bank.num_experts] * bank.num_experts, token_EGC, *by_token(token_EGC, groups * positions)
-        )
+    if kernel == "fused" and plan.weight_on == "output" and _can_fuse(bank, x_GSD):
+        each = token_EGC.numel() // bank.num_experts
+        layout = Layout([each] * bank.num_experts, token_EGC, *by_token(token_EGC, groups * positions))
         out_TD = bank.fused(x_GSD.flatten(0, 1), weight_E.flatten().to(x_GSD.dtype), layout)
         return out_TD.view_as(x_GSD), token_EGC.numel()
     rows = x_GSD.flatten(0, 1).index_select(0, token_EGC).view(bank.num_experts, -1, width)

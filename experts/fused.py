@@ -26,7 +26,10 @@ from experts.kinds import Kind
 from experts.threads import share_out, useful_threads
 
 _BLOCK_ROWS = 512
-"""The five buffers of a block are 4 MB in float32 at H = 512, which a last-level cache holds; 128 to 512 rows are as fast."""
+"""The five buffers of a block are 4 MB in float32 at H = 512, which a last-level cache holds; 128 to 512 rows are equally fast."""
+
+_UNEVEN = 1.2
+"""The busiest thread's rows over the mean, above which torch had better split every product."""
 
 NAMES = ("up", "gate", "down", "up_bias", "gate_bias", "down_bias")
 
@@ -122,21 +125,27 @@ class _Block:
 
 
 def _blocks(sizes: list[int]) -> list[_Block]:
-    """Experts in order, taken together until a block has enough rows; every thread should find two blocks to do."""
-    enough = min(_BLOCK_ROWS, sum(sizes) // (2 * torch.get_num_threads()))
+    """Experts in order, taken together until a block has enough rows, and the largest block first.
+
+    Small enough that the threads can share them evenly: whoever is free takes the next one.
+    """
+    enough = min(_BLOCK_ROWS, sum(sizes) // (8 * torch.get_num_threads()))
     blocks, first, start, end = [], 0, 0, 0
     for last, size in enumerate(sizes, start=1):
         end += size
         if end - start >= enough or last == len(sizes):
             blocks.append(_Block(slice(first, last), slice(start, end), sizes[first:last]))
             first, start = last, end
-    return blocks
+    return sorted(blocks, key=lambda block: -block.rows)
 
 
-def _threads(blocks: list[_Block], total: int) -> int:
-    """Threads to share the blocks among; 1 where torch had better split each product: few blocks, or one that is most of it."""
+def _threads(blocks: list[_Block]) -> int:
+    """Threads to share the blocks among; 1, which leaves it to torch to split each product, where they cannot share evenly."""
     threads = useful_threads()
-    return threads if max(block.rows for block in blocks) * threads <= total else 1
+    loads = [0] * threads
+    for block in blocks:
+        loads[loads.index(min(loads))] += block.rows
+    return threads if max(loads) * threads <= _UNEVEN * sum(loads) else 1
 
 
 def _sum_rows(rows_RD: Tensor, weight_R: Tensor | None, layout: Layout) -> Tensor:
@@ -197,7 +206,7 @@ class _Fused(torch.autograd.Function):
 
             return work
 
-        share_out(blocks, worker, _threads(blocks, total))
+        share_out(blocks, worker, _threads(blocks))
         ctx.kind, ctx.layout = kind, layout
         if saving:
             wanted = out_R if weight_R is not None and ctx.needs_input_grad[4] else None
@@ -269,7 +278,7 @@ class _Fused(torch.autograd.Function):
 
             return work
 
-        share_out(blocks, worker, _threads(blocks, total))
+        share_out(blocks, worker, _threads(blocks))
         grad_x = grad_x_R
         if grad_x_R is not None and layout.token_R is not None:
             grad_x = _sum_rows(grad_x_R, None, layout)

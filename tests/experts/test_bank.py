@@ -124,6 +124,8 @@ def test_auto_chooses_by_shape_and_threads():
         torch.set_num_threads(2)
         assert bank.kernel_for(8192, cpu, torch.float32) == "fused"
         assert bank.kernel_for(64, cpu, torch.float32) == "grouped"
+        assert bank.kernel_for(64, cpu, torch.float32, largest=20) == "batched"
+        assert bank.kernel_for(64, cpu, torch.float32, largest=40) == "grouped", "padding to five times the rows"
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert bank.kernel_for(8192, cpu, torch.bfloat16) == "grouped"
             assert bank.kernel_for(8192, cpu, torch.float32) == "grouped"
@@ -131,8 +133,10 @@ def test_auto_chooses_by_shape_and_threads():
         assert bank.kernel_for(8192, torch.device("cuda"), torch.float32) == "batched"
         torch.set_num_threads(1)
         assert bank.kernel_for(8192, cpu, torch.float32) == "fused"
-        assert bank.kernel_for(512, cpu, torch.float32) == "grouped"
-        assert bank.double().kernel_for(512, cpu, torch.float64) == "batched"
+        assert bank.kernel_for(1024, cpu, torch.float32) == "grouped"
+        bank.double()
+        assert bank.kernel_for(512, cpu, torch.float64) == "fused"
+        assert bank.kernel_for(64, cpu, torch.float64, largest=20) == "batched"
     finally:
         torch.set_num_threads(before)
 
