@@ -1,14 +1,14 @@
 """The mixture layer against the dense feed-forward of equal FLOPs, and against other implementations.
 
     python benchmarks/layer.py [--threads 2] [--rounds 15] [--experts 8,32,128] [--tables choice,soft,others,scaling]
-                               [--allocator keep|default]
+                               [--allocator keep|default] [--device cpu|cuda]
 
 Forward and backward at 4096 tokens (8 sequences of 512), D 256, H 512, two experts per token, float32. A round visits every
 layer of a table, each next to a dense run of its own, before or after it in turn, so that whatever else the machine does
 falls on both. Printed are the median and the quartiles of those ratios (below 1 is faster than dense), and for alternatives
 also the median of their time over routelab's in the same round. Gradients are dropped between passes, outside of the timed
 part. `--allocator keep` (`experts.memory`) holds for every layer of the process alike. A layer that takes over 2 s is run
-in the first 3 rounds only.
+in the first 3 rounds only. On a GPU everything runs under autocast to bfloat16, and a pass ends when the device has ended.
 
 Alternatives that are not installed are left out with the reason. They are looked for where Python looks:
 
@@ -103,16 +103,26 @@ def passed(contender: Contender, x: Tensor, gradient: Tensor) -> float:
     """Seconds of one forward and backward pass."""
     contender.module.zero_grad(set_to_none=True)
     x.grad = None
+    wait(x)
     started = time.perf_counter()
-    contender.call(x).backward(gradient)
+    with torch.autocast("cuda", torch.bfloat16, enabled=x.is_cuda):
+        out = contender.call(x)
+    out.backward(gradient.to(out.dtype))
+    wait(x)
     return time.perf_counter() - started
+
+
+def wait(x: Tensor) -> None:
+    """For the device of x."""
+    if x.is_cuda:
+        torch.cuda.synchronize()
 
 
 def check_equal(first: Contender, second: Contender, x: Tensor, gradient: Tensor) -> None:
     """AssertionError unless outputs and gradients of x are equal."""
     results = []
     for contender in (first, second):
-        contender.module.zero_grad(set_to_none=True)
+        contender.module.to(x.device).zero_grad(set_to_none=True)
         x.grad = None
         out = contender.call(x)
         out.backward(gradient)
@@ -126,6 +136,8 @@ def compete(
     title: str, reference: Contender, contenders: dict[str, Contender], rounds: int, x: Tensor, gradient: Tensor
 ) -> None:
     """Print the quartiles of every contender's time over its neighbouring dense run, and over the first contender's."""
+    for contender in (reference, *contenders.values()):
+        contender.module.to(x.device)
     slow = {name: passed(contender, x, gradient) > SLOW_S for name, contender in contenders.items()}
     ratios: dict[str, list[float]] = {name: [] for name in contenders}
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
@@ -229,14 +241,16 @@ def main() -> None:
     parser.add_argument("--experts", default="8,32,128")
     parser.add_argument("--tables", default=",".join(TABLES))
     parser.add_argument("--allocator", choices=("keep", "default"), default="keep", help="keep: as in routelab's training loop")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     arguments = parser.parse_args()
     allocator = "keeps freed memory" if arguments.allocator == "keep" and keep_freed_memory() else "as it comes"
     torch.set_num_threads(arguments.threads)
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(G, S, D, generator=generator).requires_grad_()
-    gradient = torch.randn(G, S, D, generator=generator) / D
+    x = torch.randn(G, S, D, generator=generator).to(arguments.device).requires_grad_()
+    gradient = torch.randn(G, S, D, generator=generator).to(arguments.device) / D
     print(
-        f"torch {torch.__version__}, {arguments.threads} threads, {arguments.rounds} rounds, allocator {allocator}", flush=True
+        f"torch {torch.__version__}, {arguments.device}, {arguments.threads} threads, {arguments.rounds} rounds, allocator {allocator}",
+        flush=True,
     )
     for name in arguments.tables.split(","):
         for experts in [0] if name == "scaling" else map(int, arguments.experts.split(",")):

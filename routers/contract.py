@@ -210,7 +210,7 @@ def fresh(parameter: str) -> torch.Generator:
 
 def truncated_normal_(parameter: Tensor, deviation: float, generator: torch.Generator) -> None:
     """Fill in place from N(0, deviation) cut at two deviations. Drawn in float32 on the CPU, so every device starts alike."""
-    value = torch.empty(parameter.shape, dtype=torch.float32)
+    value = torch.empty(parameter.shape, dtype=torch.float32, device="cpu")
     nn.init.trunc_normal_(value, std=deviation, a=-2 * deviation, b=2 * deviation, generator=generator)
     with torch.no_grad():
         parameter.copy_(value)
