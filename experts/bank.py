@@ -129,10 +129,11 @@ class ExpertBank(nn.Module):
         largest: rows of the busiest expert, which is what "batched" pads every expert to; None if unknown. A choice never
         depends on anything but shapes, types and the number of threads, so that a run repeats itself.
 
-        On a CPU, `F.grouped_mm` is hard to beat on one thread; gated kinds with many rows gain 3 to 5% from fusing. On several, the fused kernel gives whole experts to threads
-        where the others split every product, and wins where there is enough to do; with a handful of rows per expert, one
-        batched product beats many small ones as long as the padding is bounded. `F.grouped_mm` wants strides in multiples
-        of 16 bytes and no float64; on a GPU only bfloat16 is a real kernel.
+        On a CPU, `F.grouped_mm` is hard to beat on one thread; gated kinds with many rows gain 3 to 5% from fusing. On
+        several threads, the fused kernel gives whole experts to threads where the others split every product, and wins where
+        there is enough to do; with a handful of rows per expert, one batched product beats many small ones as long as the
+        padding is bounded. `F.grouped_mm` wants strides in multiples of 16 bytes and no float64; on a GPU only bfloat16 is a
+        real kernel.
         """
         size = torch.empty(0, dtype=dtype).element_size()
         aligned = all(width * size % 16 == 0 for width in (self.d_model, self.d_hidden))
