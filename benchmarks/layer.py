@@ -12,7 +12,7 @@ in the first 3 rounds only. On a GPU everything runs under autocast to bfloat16,
 
 Alternatives that are not installed are left out with the reason. They are looked for where Python looks:
 
-    pip install --no-deps --target DIR st-moe-pytorch soft-moe-pytorch colt5-attention einops beartype local-attention
+    pip install --no-deps --target DIR st-moe-pytorch soft-moe-pytorch colt5-attention einops beartype local-attention hyper-connections
     PYTHONPATH=DIR python benchmarks/layer.py
 
 Axes: G groups, S positions, D features, H hidden width, E experts, k choices per token.
