@@ -31,12 +31,18 @@ def run(
     if isinstance(plan, (TopK, Ragged)) and most is not None and torch.compiler.is_compiling():
         return _flat(bank, x_GSD, plan, "batched", most)
     if isinstance(plan, (TopK, Ragged)):
-        return _flat(bank, x_GSD, plan, kernel)
+        return _flat_as_it_comes(bank, x_GSD, plan, kernel)
     if isinstance(plan, PerExpert):
         return _per_expert(bank, x_GSD, plan, kernel)
     if isinstance(plan, Slots):
         return _slots(bank, x_GSD, plan, kernel)
     return _blend(bank, x_GSD, plan, kernel)
+
+
+@torch.compiler.disable
+def _flat_as_it_comes(bank: ExpertBank, x_GSD: Tensor, plan: TopK | Ragged, kernel: Kernel) -> tuple[Tensor, Tensor | int]:
+    """Outside of graphs: sizes hang on the routing, and torch compiles no grouped product in float32."""
+    return _flat(bank, x_GSD, plan, kernel)
 
 
 def _resolved(bank: ExpertBank, x: Tensor, kernel: Kernel, rows: int, count: Tensor) -> Kernel:

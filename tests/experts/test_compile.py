@@ -42,3 +42,21 @@ def test_one_graph(name, options, settings):
     # Another routing of the same shape needs no second graph.
     with torch.compiler.set_stance("fail_on_recompile"):
         compiled(torch.randn(2, 16, 16).requires_grad_())
+
+
+@pytest.mark.slow
+def test_without_capacity_the_rest_compiles():
+    """Rows that hang on the routing run outside of the graphs; what is around them compiles, and training goes on."""
+    layer = MixtureLayer(
+        build_router("topk", d_model=16, num_experts=4, top_k=2), ExpertBank("swiglu", num_experts=4, d_model=16, d_hidden=32)
+    )
+    initialise(layer, 0)
+    compiled = torch.compile(layer, backend="aot_eager")
+    x = torch.randn(2, 16, 16, generator=torch.Generator().manual_seed(1))
+    expected, _ = layer(x)
+    out, _ = compiled(x)
+    torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-4)
+    out.square().mean().backward()
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in layer.parameters())
+    with torch.inference_mode():
+        torch.testing.assert_close(compiled.eval()(x)[0], layer.eval()(x)[0], atol=1e-5, rtol=1e-4)

@@ -164,3 +164,20 @@ def test_references_skip_the_loop_but_not_the_record(data):
     assert record["status"] == "ok", record["error"]
     assert record["test"]["loss"] == pytest.approx(2.3026, abs=0.01)
     assert record["flops_per_example"] is None
+
+
+@pytest.mark.long
+def test_compiled_runs_learn_and_keep_their_names(data, tmp_path):
+    """Compiled in place: the same parameters by the same names, nearly the same losses, and every row that padding adds."""
+    plain = execute(spec("switch"), data=data, folder=tmp_path / "plain").record
+    compiled = execute(spec("switch", trainer=TrainerOptions(batch_size=32, checks=3, compile=True)), data=data,
+                       folder=tmp_path / "compiled").record  # fmt: skip
+    assert compiled["status"] == "ok", compiled["error"]
+    for one, other in zip(plain["curve"], compiled["curve"], strict=True):
+        assert other["train/loss"] == pytest.approx(one["train/loss"], rel=0.05)
+    assert compiled["flops_model"] == pytest.approx(plain["flops_model"], rel=0.05)
+    assert compiled["flops_executed"] >= compiled["flops_model"]
+    names = [
+        torch.load(tmp_path / part / "weights.ckpt", weights_only=True)["state_dict"].keys() for part in ("plain", "compiled")
+    ]
+    assert names[0] == names[1]
