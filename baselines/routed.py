@@ -35,9 +35,10 @@ class Routed(SingleBackbone):
     `experts.count` experts of width `experts.hidden` (None: as wide as the dense feed-forward, unless matching sizes it)
     in every `backbone.moe_every`-th layer, counted from the end of each run of n; the other layers stay dense. Beside them
     `experts.shared` more (None: the router's own number, mostly 0) take every token: one feed-forward, that many times as
-    wide, whose output is added with weight 1 (Dai et al. 2024, DeepSeekMoE, eq. 9). Causal tasks
-    count capacity by the sequence unless `router.capacity_group` says otherwise. Routers that leak (see later tokens in a
-    causal task, or other examples where a batch is one group) are refused unless `router.allow_leak` is true.
+    wide, whose output is added with weight 1 (Dai et al. 2024, DeepSeekMoE, eq. 9).
+
+    Causal tasks count capacity by the sequence unless `router.capacity_group` says otherwise. Routers that leak (see later
+    tokens in a causal task, or other examples where a batch is one group) are refused unless `router.allow_leak` is true.
     A router's option `init_scale` goes to the feed-forwards too: it is a scale for the layer, not for the gate alone.
     """
 
@@ -51,10 +52,8 @@ class Routed(SingleBackbone):
         experts = self.spec.experts
         hidden = experts.get("hidden")
         count = whole("experts.count", experts.get("count", DEFAULT_EXPERTS))
-        kind, width = (
-            experts.get("kind", "gelu"),
-            self.dense_hidden(slot) if hidden is None else whole("experts.hidden", hidden),
-        )
+        kind = experts.get("kind", "gelu")
+        width = self.dense_hidden(slot) if hidden is None else whole("experts.hidden", hidden)
         bank = ExpertBank(
             kind, num_experts=count, d_model=slot.d_model, d_hidden=width, bias=self.bias, init_scale=self.init_scale
         )
