@@ -33,9 +33,12 @@ class Routed(SingleBackbone):
     """The backbone with mixture layers routed by the router of the arm's name.
 
     `experts.count` experts of width `experts.hidden` (None: as wide as the dense feed-forward, unless matching sizes it)
-    in every `backbone.moe_every`-th layer, counted from the end of each run of n; the other layers stay dense. Causal tasks
-    count capacity by the sequence unless `router.capacity_group` says otherwise. Routers that leak (see later tokens in a
-    causal task, or other examples where a batch is one group) are refused unless `router.allow_leak` is true.
+    in every `backbone.moe_every`-th layer, counted from the end of each run of n; the other layers stay dense. Beside them
+    `experts.shared` more (None: the router's own number, mostly 0) take every token: one feed-forward, that many times as
+    wide, whose output is added with weight 1 (Dai et al. 2024, DeepSeekMoE, eq. 9).
+
+    Causal tasks count capacity by the sequence unless `router.capacity_group` says otherwise. Routers that leak (see later
+    tokens in a causal task, or other examples where a batch is one group) are refused unless `router.allow_leak` is true.
     A router's option `init_scale` goes to the feed-forwards too: it is a scale for the layer, not for the gate alone.
     """
 
@@ -49,13 +52,10 @@ class Routed(SingleBackbone):
         experts = self.spec.experts
         hidden = experts.get("hidden")
         count = whole("experts.count", experts.get("count", DEFAULT_EXPERTS))
+        kind = experts.get("kind", "gelu")
+        width = self.dense_hidden(slot) if hidden is None else whole("experts.hidden", hidden)
         bank = ExpertBank(
-            experts.get("kind", "gelu"),
-            num_experts=count,
-            d_model=slot.d_model,
-            d_hidden=self.dense_hidden(slot) if hidden is None else whole("experts.hidden", hidden),
-            bias=self.bias,
-            init_scale=self.init_scale,
+            kind, num_experts=count, d_model=slot.d_model, d_hidden=width, bias=self.bias, init_scale=self.init_scale
         )
         router_options, layer_options = self.split_options()
         check_options(f"arm {self.spec.name!r}", MixtureLayer, layer_options, first=3)
@@ -68,7 +68,20 @@ class Routed(SingleBackbone):
             router = build_router(
                 self.spec.name, d_model=slot.d_model, num_experts=count, **{**self._wanted(offered), **router_options}
             )
-        return MixtureLayer(router, bank, **layer_options)
+        always = self.shared(router)
+        shared = FeedForward(kind, slot.d_model, always * width, self.bias, init_scale=self.init_scale) if always else None
+        return MixtureLayer(router, bank, shared, **layer_options)
+
+    def shared(self, router: Router) -> int:
+        """How many experts take every token."""
+        shared = self.spec.experts.get("shared")
+        if shared is None:
+            return router.shared_experts
+        if isinstance(shared, bool) or not isinstance(shared, int) or shared < 0:
+            raise ValueError(
+                f"experts.shared is {shared!r}; it must be a whole number of at least 0, or null for the router's own"
+            )
+        return shared
 
     def build(self, task: Task, seed: int, *, sizing: bool = False) -> None:
         super().build(task, seed, sizing=sizing)

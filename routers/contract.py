@@ -87,6 +87,9 @@ class Router(nn.Module):
     priority: str = "position"
     """Who is dropped first when an expert is full; see `routers.capacity`."""
 
+    shared_experts: int = 0
+    """Default number of experts in a routed arm that take every token, beside the chosen ones (`experts.shared`)."""
+
     counts: ClassVar[Sequence[str]] = ()
     """Buffers that training forwards add to and `update` reads and clears; summed over processes before `update`."""
 

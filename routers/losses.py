@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from routers.processes import processes, total
+from routers.processes import gathered, processes, total
 
 
 def balance_loss(probs: Tensor, expert: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -27,6 +27,55 @@ def balance_loss(probs: Tensor, expert: Tensor, mask: Tensor | None = None) -> T
     # index_add_ rather than bincount, which makes the host wait for a GPU.
     count = torch.zeros(experts, dtype=probs.dtype, device=probs.device).index_add_(0, flat, real.repeat_interleave(k))
     return experts * processes() * torch.dot(total(count) / (number * k), (real @ probs) / number)
+
+
+def sequence_balance_loss(probs: Tensor, expert: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Load balance within each group, E * sum_e f_e * P_e, averaged over groups (DeepSeek-AI 2024, V3, eq. 17-20).
+
+    Axes: G groups, S positions. probs (G, S, E): scores that sum to 1 for each token. expert (G, S, k): the choices
+    counted. mask (G, S), True = real. f and P are as in `balance_loss`, of one group each, so that perfect balance gives 1.
+    Groups without a real token are left out of the mean.
+    """
+    groups, positions, experts = probs.shape
+    k = expert.shape[-1]
+    real_GS = torch.ones(groups, positions, dtype=probs.dtype, device=probs.device) if mask is None else mask.to(probs.dtype)
+    number_G1 = real_GS.sum(1, keepdim=True).clamp_min(1)
+    count_GE = torch.zeros(groups, experts, dtype=probs.dtype, device=probs.device)
+    count_GE.scatter_add_(1, expert.flatten(1), real_GS.repeat_interleave(k, dim=1))
+    mean_GE = (probs * real_GS.unsqueeze(-1)).sum(1) / number_G1
+    loss_G = experts * (count_GE / (number_G1 * k) * mean_GE).sum(1)
+    if mask is None:
+        return loss_G.mean()
+    return processes() * loss_G.sum() / total(mask.any(1).sum()).clamp_min(1)
+
+
+def importance_loss(weight: Tensor, expert: Tensor, num_experts: int, mask: Tensor | None = None) -> Tensor:
+    """CV^2 of each expert's weights summed over real tokens (Shazeer 2017, eq. 6-7). weight and expert (T, k)."""
+    if mask is not None:
+        weight = torch.where(mask.unsqueeze(1), weight, 0.0)
+    importance = torch.zeros(num_experts, dtype=weight.dtype, device=weight.device)
+    return cv_squared(gathered(importance.index_add(0, expert.flatten(), weight.flatten())))
+
+
+def load_loss(logits: Tensor, noisy: Tensor, deviation: Tensor, k: int, mask: Tensor | None = None) -> Tensor:
+    """CV^2 of each expert's expected number of real tokens, if its own noise were drawn anew (Shazeer 2017, eq. 8-10).
+
+    logits, noisy, deviation (T, E): before noise, after it, and the noise's standard deviation. k is below E.
+    """
+    chance = chance_of_choice(logits, noisy, deviation, k)
+    if mask is not None:
+        chance = torch.where(mask.unsqueeze(1), chance, 0.0)
+    return cv_squared(gathered(chance.sum(0)))
+
+
+def chance_of_choice(logits: Tensor, noisy: Tensor, deviation: Tensor, k: int) -> Tensor:
+    """P(t, e) = Phi((logits - the k-th largest of the other experts' noisy logits) / deviation); all (T, E)."""
+    best = noisy.topk(k + 1, dim=-1).values
+    inside, outside = best[:, k:], best[:, k - 1 : k]
+    # Without a chosen expert the k-th of the others is the (k + 1)-th of all; without another it is the k-th.
+    threshold = torch.where(noisy > inside, inside, outside)
+    # A softplus far below 0 is 0 in float32.
+    return torch.special.ndtr((logits - threshold) / deviation.clamp_min(1e-6))
 
 
 def z_loss(logits: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -22,3 +22,14 @@ def total(value: Tensor) -> Tensor:
     value = value.detach().clone()
     distributed.all_reduce(value)
     return value
+
+
+def gathered(value: Tensor) -> Tensor:
+    """The sum of `value` over all processes, for losses that are no mean over tokens. In a training forward only.
+
+    The gradient of this process's part is taken once for each process, so that the mean of the processes' gradients, which
+    training takes, is the gradient of the whole.
+    """
+    if processes() == 1 or not torch.is_grad_enabled():
+        return value
+    return total(value) + processes() * (value - value.detach())

@@ -213,9 +213,13 @@ ROUTERS: Registry[type[Router]] = Registry(
     "router",
     "routelab.routers",
     {
+        "deepseek": "routers.deepseek:DeepSeek",
+        "deepseek_moe": "routers.deepseek_moe:DeepSeekMoE",
         "expert_choice": "routers.expert_choice:ExpertChoice",
         "hash": "routers.hashing:Hash",
+        "noisy_topk": "routers.noisy_topk:NoisyTopK",
         "soft": "routers.soft:Soft",
+        "st_moe": "routers.st_moe:StMoe",
         "switch": "routers.switch:Switch",
         "top2": "routers.top2:Top2",
         "topk": "routers.topk:TopKRouter",

@@ -101,7 +101,9 @@ class Config:
     data: dict[str, Any] = field(default_factory=lambda: {"name": "digits"})
     backbone: dict[str, Any] = field(default_factory=dict)
     router: dict[str, Any] = field(default_factory=dict)
-    experts: dict[str, Any] = field(default_factory=lambda: {"count": 8, "hidden": None, "kind": "gelu", "bias": False})
+    experts: dict[str, Any] = field(
+        default_factory=lambda: {"count": 8, "hidden": None, "shared": None, "kind": "gelu", "bias": False}
+    )
     budget: Budget = field(default_factory=Budget)
     match: Match = field(default_factory=Match)
     optimizer: Optimizer = field(default_factory=Optimizer)
@@ -324,7 +326,7 @@ def _check_values(config: Config) -> None:
         name = getattr(config, section).get("name")
         if name not in registry:
             raise unknown(f"{section}.name", name, registry.names())
-    known = {"count", "hidden", "kind", "bias"}
+    known = {"count", "hidden", "shared", "kind", "bias"}
     for key in config.experts:
         if key not in known:
             raise unknown("key", f"experts.{key}", [f"experts.{name}" for name in known])
@@ -332,6 +334,9 @@ def _check_values(config: Config) -> None:
         value = getattr(config, section).get(key)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise UsageError(f"{section}.{key}={value!r} must be a whole number of at least 1")
+    shared = config.experts.get("shared")
+    if shared is not None and (isinstance(shared, bool) or not isinstance(shared, int) or shared < 0):
+        raise UsageError(f"experts.shared={shared!r} must be a whole number of at least 0, or null for the router's own")
     bias = config.experts.get("bias", False)
     if not isinstance(bias, bool):
         raise UsageError(f"experts.bias={bias!r} must be true or false")

@@ -12,7 +12,9 @@ from routers.errors import UsageError
 from routers.hashing import balanced_table
 from routers.plans import Slots
 
-ROUTED = ("switch", "top2", "topk", "expert_choice", "hash", "soft")
+ROUTED = (
+    "switch", "top2", "topk", "expert_choice", "hash", "soft", "st_moe", "noisy_topk", "deepseek", "deepseek_moe",
+)  # fmt: skip
 BACKBONE = {"d_model": 16, "depth": 2, "heads": 2, "patch_size": 2}
 
 
@@ -182,6 +184,28 @@ def test_expert_width_defaults_to_the_dense_one():
     assert arm_of("topk", experts={}).mixtures[0].experts.num_experts == 8
 
 
+def test_shared_experts_by_hand():
+    """Three that take every token beside 2 of 4: three more feed-forwards of 2 * 16 * 24 weights, all of them active."""
+    plain, with_shared = arm_of("topk"), arm_of("topk", experts={"count": 4, "hidden": 24, "shared": 3})
+    layer, one = with_shared.mixtures[0], 2 * 16 * 24
+    assert plain.mixtures[0].shared is None
+    assert layer.shared.d_hidden == 72
+    assert with_shared.total_params - plain.total_params == 2 * 3 * one
+    assert with_shared.active_params - plain.active_params == 2 * 3 * one
+    assert with_shared.flops_per_example() - plain.flops_per_example() == 2 * 16 * 3 * 2 * one
+    x = torch.randn(2, 16, 16, generator=torch.Generator().manual_seed(0))
+    alone = MixtureLayer(layer.router, layer.experts).eval()
+    torch.testing.assert_close(layer.eval()(x)[0], alone(x)[0] + layer.shared(x))
+    assert not torch.equal(layer.shared.up, with_shared.mixtures[1].shared.up)
+
+
+@pytest.mark.parametrize(("name", "number"), [("topk", 0), ("deepseek", 1), ("deepseek_moe", 2)])
+def test_shared_experts_default_to_the_router_s_own(name, number):
+    shared = arm_of(name).mixtures[0].shared
+    assert (shared is None) if number == 0 else shared.d_hidden == number * 24
+    assert arm_of(name, experts={"count": 4, "hidden": 24, "shared": 0}).mixtures[0].shared is None
+
+
 def test_moe_every():
     arm = arm_of("topk", backbone={**BACKBONE, "depth": 4, "moe_every": 2})
     routed = [isinstance(block.feed_forward, MixtureLayer) for block in arm.network.blocks]
@@ -239,6 +263,7 @@ def test_soft_is_offered_the_positions():
         ("topk", {"router": {"capacity_group": "token"}}, "arm 'topk': capacity_group is 'token'"),
         ("topk", {"backbone": {**BACKBONE, "moe_every": 3}}, "moe_every is 3, more than there are layers"),
         ("topk", {"backbone": {**BACKBONE, "moe_every": 0}}, "moe_every is 0"),
+        ("topk", {"experts": {"shared": -1}}, "arm 'topk': experts.shared is -1; it must be a whole number of at least 0"),
         ("dense", {"backbone": {**BACKBONE, "name": "vitt"}}, "unknown backbone 'vitt'; did you mean 'vit'"),
         ("dense", {"backbone": {**BACKBONE, "heads": 3}}, "arm 'dense': heads is 3"),
         ("dense", {"backbone": {**BACKBONE, "patch_size": 3}}, "patch_size is 3"),
@@ -252,7 +277,9 @@ def test_usage_errors(name, sections, message):
 
 @pytest.mark.parametrize("name", ["top2", "expert_choice", "soft"])
 def test_causal_tasks_refuse_leaks(name):
-    with pytest.raises(UsageError, match=f"router '{name}' lets an output depend on later tokens.*hash, switch, topk"):
+    with pytest.raises(
+        UsageError, match=f"router '{name}' lets an output depend on later tokens.*hash, noisy_topk, switch, topk"
+    ):
         arm_of(name, task=make_task("language"))
     assert not arm_of(name, task=make_task("language"), router={"allow_leak": True}).causal
 
@@ -262,7 +289,9 @@ def test_causal_tasks_take_the_others():
         assert arm_of(name, task=make_task("language")).causal
     assert arm_of("top2", task=make_task("language"), router={"capacity_factor": None}).causal
     assert arm_of("expert_choice", task=make_task("language"), router={"across": "batch"}).causal
-    assert causal_routers(arm_of("topk").mixtures[0]) == ["hash", "switch", "topk"]
+    assert causal_routers(arm_of("topk").mixtures[0]) == [
+        "deepseek", "deepseek_moe", "hash", "noisy_topk", "switch", "topk",
+    ]  # fmt: skip
 
 
 def test_causal_alternatives_heed_the_settings_of_the_layer():

@@ -31,7 +31,13 @@ CASES = {
     "expert_choice-batch": ("expert_choice", {"across": "batch"}),
     "hash": ("hash", {}),
     "soft": ("soft", {}),
+    "st_moe": ("st_moe", {}),
+    "noisy_topk": ("noisy_topk", {}),
+    "deepseek": ("deepseek", {}),
+    "deepseek_moe": ("deepseek_moe", {}),
 }
+SHARED = {"deepseek": 1, "deepseek_moe": 2}
+"""Experts that take every token, by router."""
 
 
 @pytest.fixture(autouse=True)
@@ -98,8 +104,10 @@ def by_hand(case, batch, rows, matrices, backbone="vit"):
         "dense": 0,
         "hash": 2 * tokens * D * 12,  # forward only
         "soft": slots + 2 * slots,  # the logits, then dispatch and combine
+        "noisy_topk": 2 * 3 * (2 * tokens * D * EXPERTS),  # the logits, and the noise's deviation
     }.get(CASES[case][0], 3 * (2 * tokens * D * EXPERTS))
     per_row = 3 * (2 * matrices * D * HIDDEN)
+    rows += DEPTH * tokens * SHARED.get(case, 0)
     return patch + head + DEPTH * (projections + attention + router) + rows * per_row
 
 
@@ -134,7 +142,9 @@ def test_forward_counts_agree(case, backbone):
 
 
 @pytest.mark.parametrize("backbone", OPTIONS)
-@pytest.mark.parametrize("case", ["dense", "switch", "top2", "topk", "expert_choice", "hash", "soft"])
+@pytest.mark.parametrize(
+    "case", ["dense", "switch", "top2", "topk", "expert_choice", "hash", "soft", "noisy_topk", "deepseek_moe"]
+)
 def test_nominal_flops_are_those_of_a_dropless_evaluation(case, backbone):
     """What matching makes equal is what evaluation spends, whatever the size of its batches."""
     arm = build(case, backbone=backbone).eval()

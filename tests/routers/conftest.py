@@ -23,10 +23,19 @@ ROUTER_CASES = {
     "hash": ("hash", {"vocab_size": V}),
     "hash_projection": ("hash", {}),
     "soft": ("soft", {"slots_per_expert": 2}),
+    "st_moe": ("st_moe", {}),
+    "noisy_topk": ("noisy_topk", {}),
+    "deepseek": ("deepseek", {}),
+    "deepseek_moe": ("deepseek_moe", {}),
 }
 
 # The same routers without their noise, so that two calls of different shape can be compared in training.
-QUIET = {"switch": {"jitter": 0.0}, "top2": {"second_policy": "all"}}
+QUIET = {
+    "switch": {"jitter": 0.0},
+    "top2": {"second_policy": "all"},
+    "st_moe": {"second_policy": "all"},
+    "noisy_topk": {"noise": False},
+}
 
 
 def _router(case, d_model=D, num_experts=E, seed=0, **options):
@@ -35,7 +44,9 @@ def _router(case, d_model=D, num_experts=E, seed=0, **options):
     initialise(router, seed)
     with torch.no_grad():
         for parameter in router.parameters():
-            if name != "soft":
+            if name == "noisy_topk":  # starts at 0
+                parameter.normal_(generator=torch.Generator().manual_seed(seed + parameter.numel()))
+            elif name != "soft":
                 parameter.mul_(50)  # N(0, 1), so that choices differ clearly
     return router
 

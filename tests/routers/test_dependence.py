@@ -4,12 +4,13 @@ import pytest
 import torch
 
 PROBES = {  # those that are not simply a case of conftest.py
-    **{f"{case}-sequence": (case, {"capacity_group": "sequence"}) for case in ("switch", "top2")},
+    **{f"{case}-sequence": (case, {"capacity_group": "sequence"}) for case in ("switch", "top2", "st_moe")},
     "topk-capacity": ("topk", {"capacity_factor": 0.75}),
     "topk-capacity-sequence": ("topk", {"capacity_factor": 0.75, "capacity_group": "sequence"}),
     "hash-capacity-sequence": ("hash", {"capacity_factor": 0.75, "capacity_group": "sequence"}),
     "hash-capacity": ("hash", {"capacity_factor": 0.75}),
     "top2-dropless": ("top2", {"capacity_factor": None}),
+    "st_moe-dropless": ("st_moe", {"capacity_factor": None}),
     "top2-position": ("top2", {"capacity_factor": 0.75, "capacity_group": "sequence", "priority": "position"}),
     "switch-probability": ("switch", {"priority": "probability", "capacity_factor": 0.75}),
     "topk-choice": ("topk", {"priority": "choice", "capacity_factor": 0.75, "capacity_group": "sequence"}),
@@ -22,7 +23,8 @@ DECLARED = {  # causal, batch_coupled: the table of the routing reference, §3
     "top2-sequence": (False, False), "topk-capacity": (True, True), "topk-capacity-sequence": (True, False),
     "hash-capacity-sequence": (True, False), "hash-capacity": (True, True), "top2-dropless": (True, False),
     "top2-position": (True, False), "switch-probability": (False, True), "topk-choice": (False, False),
-    "switch-random": (False, True),
+    "switch-random": (False, True), "st_moe": (False, True), "st_moe-sequence": (False, False),
+    "st_moe-dropless": (True, False), "noisy_topk": (True, False), "deepseek": (True, False), "deepseek_moe": (True, False),
 }  # fmt: skip
 
 
@@ -39,7 +41,9 @@ def outputs(layer, x, ids, seed):
 def changed(make_layer, data, probe, seed, part):
     """Whether outputs of the last group's first half change with its later half, or with the groups before it."""
     case, options = PROBES.get(probe, (probe, {}))
-    layer = make_layer(case, seed=seed, **{"capacity_factor": 0.75 if case in ("switch", "top2") else None, **options})
+    layer = make_layer(
+        case, seed=seed, **{"capacity_factor": 0.75 if case in ("switch", "top2", "st_moe") else None, **options}
+    )
     x, ids = data(3, 12, seed)
     other, other_ids = data(3, 12, seed + 1000)
     before = outputs(layer, x, ids, seed)

@@ -5,7 +5,16 @@ import math
 import pytest
 import torch
 
-from routers.losses import balance_loss, cv_squared, jitter, z_loss
+from routers.losses import (
+    balance_loss,
+    chance_of_choice,
+    cv_squared,
+    importance_loss,
+    jitter,
+    load_loss,
+    sequence_balance_loss,
+    z_loss,
+)
 
 GATES = torch.tensor([[0.5, 0.4, 0.1], [0.3, 0.3, 0.4], [0.1, 0.2, 0.7], [0.8, 0.2, 0.0]])
 
@@ -88,3 +97,79 @@ def test_jitter_range():
     ratio = jitter(torch.full((10_000,), -2.0), 0.1) / -2
     assert 0.9 <= ratio.min() < 0.91
     assert 1.09 < ratio.max() <= 1.1
+
+
+def test_importance_golden():
+    expert = torch.arange(3).expand(4, 3)
+    assert importance_loss(GATES, expert, 3).item() == pytest.approx(0.03875, rel=1e-4)
+    mask = torch.tensor([True, True, False, True])
+    assert importance_loss(GATES, expert, 3, mask) == importance_loss(GATES[mask], expert[:3], 3)
+    # Weights .5 and .4 land on experts 0 and 2 of 3: mean .3, variance (.04 + .09 + .01) / 3.
+    pair = importance_loss(torch.tensor([[0.5, 0.4]]), torch.tensor([[0, 2]]), 3)
+    assert pair.item() == pytest.approx(0.14 / 3 / 0.09)
+
+
+def phi(value):
+    return 0.5 * (1 + math.erf(value / math.sqrt(2)))
+
+
+@pytest.mark.parametrize(
+    ("k", "expected"),
+    [
+        # Expert 1 leads: the others stand against its 3, itself against 1.5.
+        (1, [phi(-1), phi(-0.5), phi(-3)]),
+        # 1 and 0 lead: both stand against the third's 0, the third against 1.5. Expert 1's deviation is 1.
+        (2, [phi(2), phi(1), phi(-1.5)]),
+    ],
+)
+def test_chance_by_hand(k, expected):
+    logits, noisy = torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([[1.5, 3.0, 0.0]])
+    assert chance_of_choice(logits, noisy, torch.ones(1, 3), k)[0].tolist() == pytest.approx(expected, abs=1e-6)
+    twice = chance_of_choice(2 * logits, 2 * noisy, torch.full((1, 3), 2.0), k)
+    assert twice[0].tolist() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_chance_is_how_often_a_new_noise_would_be_chosen(k):
+    """Each expert's noise drawn 40,000 times anew, the others' left as they are."""
+    generator = torch.Generator().manual_seed(k)
+    logits, noise, deviation = (torch.randn(1, 5, generator=generator) for _ in range(3))
+    deviation = deviation.abs() + 0.3
+    noisy = logits + noise * deviation
+    chance = chance_of_choice(logits, noisy, deviation, k)[0]
+    for expert in range(5):
+        redrawn = noisy.repeat(40_000, 1)
+        redrawn[:, expert] = logits[0, expert] + deviation[0, expert] * torch.randn(40_000, generator=generator)
+        chosen = (redrawn.topk(k, dim=-1).indices == expert).any(1).double().mean().item()
+        assert chance[expert].item() == pytest.approx(chosen, abs=0.01)
+
+
+def test_load_is_the_variation_of_the_chances():
+    torch.manual_seed(0)
+    logits, noisy, deviation = torch.randn(20, 5), torch.randn(20, 5), torch.rand(20, 5) + 0.1
+    mask = torch.rand(20) < 0.6
+    expected = cv_squared(chance_of_choice(logits, noisy, deviation, 2)[mask].sum(0))
+    assert load_loss(logits, noisy, deviation, 2, mask).item() == pytest.approx(expected.item(), rel=1e-5)
+    nobody = torch.zeros(20, dtype=torch.bool)
+    assert load_loss(logits, noisy, deviation, 2, nobody).item() == 0
+
+
+def test_sequence_balance_is_the_mean_of_each_sequence():
+    """Two sequences, each collapsed on an expert of its own: 3 within each, although the batch as a whole is even."""
+    probs = torch.eye(3)[torch.tensor([[0, 0], [2, 2]])]
+    first = probs.argmax(-1, keepdim=True)
+    assert sequence_balance_loss(probs, first).item() == pytest.approx(3)
+    golden = GATES.unsqueeze(0)
+    assert sequence_balance_loss(golden, golden.argmax(-1, keepdim=True)).item() == pytest.approx(1.0875)
+
+
+@pytest.mark.parametrize("k", [1, 2])
+def test_sequence_balance_masked_equals_real_alone(k):
+    torch.manual_seed(0)
+    probs = torch.randn(3, 7, 5).softmax(-1)
+    expert = probs.topk(k, dim=-1).indices
+    lengths = (7, 3, 0)
+    mask = torch.arange(7) < torch.tensor(lengths).unsqueeze(1)
+    each = [balance_loss(probs[g, :n], expert[g, :n]) for g, n in enumerate(lengths) if n]
+    assert sequence_balance_loss(probs, expert, mask).item() == pytest.approx(sum(each).item() / 2, rel=1e-6)
+    assert sequence_balance_loss(probs, expert, torch.zeros_like(mask)).item() == 0

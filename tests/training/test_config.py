@@ -20,6 +20,7 @@ from routers.errors import UsageError
         (["optimizer.lr=-1"], ["optimizer.lr=-1", "above 0"]),
         (["trainer.batch_size=0"], ["trainer.batch_size=0"]),
         (["experts.count=-2"], ["experts.count=-2", "at least 1"]),
+        (["experts.shared=-1"], ["experts.shared=-1", "at least 0"]),
         (["experts.cuont=2"], ["experts.cuont", "experts.count"]),
         (["seeds=0"], ["seeds=0"]),
         (["seeds=[1,1]"], ["names a seed twice"]),

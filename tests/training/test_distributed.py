@@ -14,7 +14,7 @@ from routelab.training.distributed import launch
 from routelab.training.loop import RunSpec, execute
 from routelab.training.module import Observer
 from routers.errors import UsageError
-from routers.losses import balance_loss, z_loss
+from routers.losses import balance_loss, importance_loss, load_loss, sequence_balance_loss, z_loss
 
 SMALL = {"name": "vit", "d_model": 16, "depth": 1, "heads": 2, "hidden": 32}
 
@@ -78,6 +78,7 @@ class Listener(Observer):
         ("switch", {"capacity_factor": None, "jitter": 0.0}),
         ("soft", {}),
         ("balanced_by_bias", {}),
+        ("deepseek", {}),
     ],
 )
 def test_two_processes_equal_one(tmp_path, name, router):
@@ -112,7 +113,7 @@ TASKS = '''
 import os
 import torch
 from torch import distributed
-from routers.losses import balance_loss, z_loss
+from routers.losses import balance_loss, importance_loss, load_loss, sequence_balance_loss, z_loss
 
 
 def losses(tell, probs, expert, mask):
@@ -126,6 +127,22 @@ def losses(tell, probs, expert, mask):
     distributed.all_reduce(total)
     distributed.all_reduce(leaf.grad)
     return float(total[0] / 2), (leaf.grad / 2).tolist()
+
+
+def sums(tell, probs, expert, mask):
+    """Gradient of losses of sums over tokens, and of means over sequences, in one process's part."""
+    distributed.init_process_group("gloo")
+    part = slice(0, 3) if distributed.get_rank() == 0 else slice(3, 8)
+    leaf = probs.clone().requires_grad_()
+    mine, real = leaf[part], mask[part]
+    weight = mine.softmax(-1).gather(1, expert[part])
+    loss = importance_loss(weight, expert[part], 3, real) + load_loss(mine, mine, mine.exp(), 2, real)
+    loss = loss + sequence_balance_loss(mine.softmax(-1).unsqueeze(1), expert[part].unsqueeze(1), real.unsqueeze(1))
+    loss.backward()
+    value = loss.detach().clone()
+    distributed.all_reduce(value)
+    distributed.all_reduce(leaf.grad)
+    return float(value / 2), (leaf.grad / 2).tolist()
 
 
 def fails(tell):
@@ -152,6 +169,21 @@ def test_losses_of_unequal_halves_average_to_the_loss_of_the_whole(tasks):
     whole.backward()
     value, gradient = launch(tasks.losses, (probs, expert, mask), 2, print)
     assert value == pytest.approx(float(whole), rel=1e-6)
+    torch.testing.assert_close(torch.tensor(gradient), leaf.grad)
+
+
+def test_sums_of_unequal_halves_give_the_loss_of_the_whole(tasks):
+    """CV^2 is no mean over tokens; sequences of one token each, of which one has none, are three here and four there."""
+    probs = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
+    expert = torch.tensor([[0, 1], [0, 2], [1, 2], [0, 1], [2, 1], [0, 1], [0, 2], [1, 0]])
+    mask = torch.tensor([True, True, True, True, False, True, True, True])
+    leaf = nn.Parameter(probs.clone())
+    whole = importance_loss(leaf.softmax(-1).gather(1, expert), expert, 3, mask)
+    whole = whole + load_loss(leaf, leaf, leaf.exp(), 2, mask)
+    whole = whole + sequence_balance_loss(leaf.softmax(-1).unsqueeze(1), expert.unsqueeze(1), mask.unsqueeze(1))
+    whole.backward()
+    value, gradient = launch(tasks.sums, (probs, expert, mask), 2, print)
+    assert value == pytest.approx(float(whole), rel=1e-5)
     torch.testing.assert_close(torch.tensor(gradient), leaf.grad)
 
 

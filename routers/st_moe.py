@@ -1,0 +1,32 @@
+"""ST-MoE: top-2 routing with a z-loss."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from routers.contract import RouterInput, Routing
+from routers.losses import z_loss
+from routers.top2 import Top2
+
+
+class StMoe(Top2):
+    """Top-2 of softmax(x W^T) as in `top2`, with a loss on the logits' size (Zoph et al. 2022, ST-MoE, §3.3, eq. 5).
+
+    The loss `z` = mean(logsumexp(x W^T)^2) over real tokens keeps the logits small, where rounding changes choices least.
+
+    Options: `second_policy` ("random"), as in `top2`.
+    Losses: `balance` on first choices (weight 0.01), `z` (weight 0.001). Capacity factor 1.25 in training, first choices
+    served before second ones. The paper evaluates at 2.0; here evaluation is dropless unless `eval_capacity_factor` is
+    set, so that metrics do not depend on the batch size.
+
+    Parameters: `weight` (E, D). As in `top2`, capacity lets **a later token push out an earlier one**; without capacity
+    causal and not batch-coupled.
+    """
+
+    loss_weights = {"balance": 1e-2, "z": 1e-3}
+    capacity_factor = 1.25
+
+    def forward(self, inputs: RouterInput) -> Routing:
+        routing = super().forward(inputs)
+        assert routing.logits is not None
+        return replace(routing, losses={**routing.losses, "z": z_loss(routing.logits, inputs.mask_T)})
