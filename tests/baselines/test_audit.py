@@ -31,6 +31,9 @@ CASES = {
     "expert_choice-batch": ("expert_choice", {"across": "batch"}),
     "hash": ("hash", {}),
     "soft": ("soft", {}),
+    "random": ("random", {}),
+    "random-frozen": ("random", {"frozen": True}),
+    "random-blend": ("random", {"evaluation": "blend"}),
 }
 
 
@@ -97,6 +100,7 @@ def by_hand(case, batch, rows, matrices, backbone="vit"):
     router = {
         "dense": 0,
         "hash": 2 * tokens * D * 12,  # forward only
+        "random": 2 * tokens * D * EXPERTS * CASES[case][1].get("frozen", False),
         "soft": slots + 2 * slots,  # the logits, then dispatch and combine
     }.get(CASES[case][0], 3 * (2 * tokens * D * EXPERTS))
     per_row = 3 * (2 * matrices * D * HIDDEN)

@@ -23,10 +23,18 @@ ROUTER_CASES = {
     "hash": ("hash", {"vocab_size": V}),
     "hash_projection": ("hash", {}),
     "soft": ("soft", {"slots_per_expert": 2}),
+    "random": ("random", {}),
+    "random_blend": ("random", {"top_k": 2, "evaluation": "blend"}),
+    "random_frozen": ("random", {"frozen": True}),
 }
 
 # The same routers without their noise, so that two calls of different shape can be compared in training.
-QUIET = {"switch": {"jitter": 0.0}, "top2": {"second_policy": "all"}}
+QUIET = {
+    "switch": {"jitter": 0.0},
+    "top2": {"second_policy": "all"},
+    "random": {"frozen": True},
+    "random_blend": {"frozen": True, "evaluation": "hash"},
+}
 
 
 def _router(case, d_model=D, num_experts=E, seed=0, **options):
