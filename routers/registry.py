@@ -213,6 +213,7 @@ ROUTERS: Registry[type[Router]] = Registry(
     "router",
     "routelab.routers",
     {
+        "base": "routers.base:Base",
         "expert_choice": "routers.expert_choice:ExpertChoice",
         "hash": "routers.hashing:Hash",
         "random": "routers.random:Random",

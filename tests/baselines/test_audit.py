@@ -31,6 +31,7 @@ CASES = {
     "expert_choice-batch": ("expert_choice", {"across": "batch"}),
     "hash": ("hash", {}),
     "soft": ("soft", {}),
+    "base": ("base", {}),
     "random": ("random", {}),
     "random-frozen": ("random", {"frozen": True}),
     "random-blend": ("random", {"evaluation": "blend"}),

@@ -23,6 +23,7 @@ ROUTER_CASES = {
     "hash": ("hash", {"vocab_size": V}),
     "hash_projection": ("hash", {}),
     "soft": ("soft", {"slots_per_expert": 2}),
+    "base": ("base", {}),
     "random": ("random", {}),
     "random_blend": ("random", {"top_k": 2, "evaluation": "blend"}),
     "random_frozen": ("random", {"frozen": True}),
