@@ -16,10 +16,10 @@ from routers.plans import TopK
 
 
 class Base(Router):
-    """Balanced assignment of tokens to experts, weighted by sigmoid(l[t, a_t]), l = x W^T (Lewis et al. 2021, BASE, §3).
+    """Balanced assignment of tokens to experts, weighted by sigmoid(l[t, a_t]), l = x W^T (Lewis et al. 2021, BASE).
 
     In training the real tokens of the batch are assigned so that sum_t l[t, a_t] is largest and the experts' sizes differ by
-    at most one (eq. 4; `routers.assignment`). In evaluation each token takes its own best expert, so that no output hangs on
+    at most one (`routers.assignment`). In evaluation each token takes its own best expert, so that no output hangs on
     the batch. Loads are equal by construction: no auxiliary loss, no options.
 
     The assignment is exact and runs on the CPU in float64, where the paper's auction is approximate; a GPU waits for it.

@@ -19,7 +19,7 @@ from routers.plans import Blend, TopK
 
 
 class Random(Router):
-    """k experts drawn uniformly for every token in training, with weight 1/k (after Zuo et al. 2021, THOR, §3).
+    """k experts drawn uniformly for every token in training, with weight 1/k (after Zuo et al. 2021, THOR).
 
     The draw comes from torch's global generator. THOR draws once for a whole batch and adds a consistency loss between two
     draws; here, as a control, every token draws by itself and there is no loss.

@@ -217,6 +217,7 @@ ROUTERS: Registry[type[Router]] = Registry(
         "expert_choice": "routers.expert_choice:ExpertChoice",
         "hash": "routers.hashing:Hash",
         "random": "routers.random:Random",
+        "sinkhorn": "routers.sinkhorn:Sinkhorn",
         "soft": "routers.soft:Soft",
         "switch": "routers.switch:Switch",
         "top2": "routers.top2:Top2",

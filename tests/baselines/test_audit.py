@@ -32,6 +32,8 @@ CASES = {
     "hash": ("hash", {}),
     "soft": ("soft", {}),
     "base": ("base", {}),
+    "sinkhorn": ("sinkhorn", {}),
+    "sinkhorn-2": ("sinkhorn", {"top_k": 2}),
     "random": ("random", {}),
     "random-frozen": ("random", {"frozen": True}),
     "random-blend": ("random", {"evaluation": "blend"}),

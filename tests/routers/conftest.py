@@ -24,6 +24,8 @@ ROUTER_CASES = {
     "hash_projection": ("hash", {}),
     "soft": ("soft", {"slots_per_expert": 2}),
     "base": ("base", {}),
+    "sinkhorn": ("sinkhorn", {}),
+    "sinkhorn_2": ("sinkhorn", {"top_k": 2}),
     "random": ("random", {}),
     "random_blend": ("random", {"top_k": 2, "evaluation": "blend"}),
     "random_frozen": ("random", {"frozen": True}),

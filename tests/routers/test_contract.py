@@ -85,7 +85,7 @@ def test_nominal_rows_is_what_evaluation_runs(case, make_layer, data):
         assert layer(x, ids)[1].work.executed == layer.router.nominal_rows(groups, positions)
 
 
-@pytest.mark.parametrize("case", ["switch", "top2", "topk", "expert_choice", "expert_choice_batch", "soft", "base"])
+@pytest.mark.parametrize("case", ["switch", "top2", "topk", "expert_choice", "expert_choice_batch", "soft", "base", "sinkhorn"])
 def test_cost_of_the_router_product(case, make_router):
     """One (T, D) x (D, E) product forward, two backward: the weight's gradient and the input's."""
     router = make_router(case)

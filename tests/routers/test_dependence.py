@@ -22,7 +22,7 @@ DECLARED = {  # causal, batch_coupled: the table of the routing reference, §3
     "top2-sequence": (False, False), "topk-capacity": (True, True), "topk-capacity-sequence": (True, False),
     "hash-capacity-sequence": (True, False), "hash-capacity": (True, True), "top2-dropless": (True, False),
     "top2-position": (True, False), "switch-probability": (False, True), "topk-choice": (False, False),
-    "switch-random": (False, True), "base": (False, True),
+    "switch-random": (False, True), "base": (False, True), "sinkhorn": (False, True), "sinkhorn_2": (False, True),
     "random": (True, False), "random_blend": (True, False), "random_frozen": (True, False),
 }  # fmt: skip
 
