@@ -217,6 +217,7 @@ ROUTERS: Registry[type[Router]] = Registry(
         "expert_choice": "routers.expert_choice:ExpertChoice",
         "hash": "routers.hashing:Hash",
         "random": "routers.random:Random",
+        "sequence": "routers.sequence:Sequence",
         "sinkhorn": "routers.sinkhorn:Sinkhorn",
         "soft": "routers.soft:Soft",
         "switch": "routers.switch:Switch",

@@ -15,7 +15,7 @@ from routers.errors import UsageError
 from routers.plans import TopK
 from routers.registry import ROUTERS, build_router, only_for_now, register_router
 
-LEGAL, REFUSED = ("base", "hash", "sinkhorn", "switch", "top2", "topk"), ("expert_choice", "soft")
+LEGAL, REFUSED = ("base", "hash", "sinkhorn", "switch", "top2", "topk"), ("expert_choice", "sequence", "soft")
 CATEGORIES = (0, 5, 0, 3)
 SHAPE = {"name": "mlp", "d_model": 16, "depth": 2}
 TABLE = Task("toy", "classification", InputSpec("table", (4,), categories=CATEGORIES), 3)

@@ -34,6 +34,7 @@ CASES = {
     "base": ("base", {}),
     "sinkhorn": ("sinkhorn", {}),
     "sinkhorn-2": ("sinkhorn", {"top_k": 2}),
+    "sequence": ("sequence", {}),
     "random": ("random", {}),
     "random-frozen": ("random", {"frozen": True}),
     "random-blend": ("random", {"evaluation": "blend"}),
@@ -104,6 +105,7 @@ def by_hand(case, batch, rows, matrices, backbone="vit"):
         "dense": 0,
         "hash": 2 * tokens * D * 12,  # forward only
         "random": 2 * tokens * D * EXPERTS * CASES[case][1].get("frozen", False),
+        "sequence": 3 * (2 * groups * D * EXPERTS),
         "soft": slots + 2 * slots,  # the logits, then dispatch and combine
     }.get(CASES[case][0], 3 * (2 * tokens * D * EXPERTS))
     per_row = 3 * (2 * matrices * D * HIDDEN)

@@ -26,6 +26,9 @@ ROUTER_CASES = {
     "base": ("base", {}),
     "sinkhorn": ("sinkhorn", {}),
     "sinkhorn_2": ("sinkhorn", {"top_k": 2}),
+    "sequence": ("sequence", {}),
+    # Renormalised, a choice of three examples leaves out an expert, which then has no gradient.
+    "sequence_2": ("sequence", {"top_k": 2, "renormalize": False}),
     "random": ("random", {}),
     "random_blend": ("random", {"top_k": 2, "evaluation": "blend"}),
     "random_frozen": ("random", {"frozen": True}),

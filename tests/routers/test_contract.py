@@ -119,7 +119,9 @@ def test_padding_changes_nothing(case, capacity_group, make_layer, data):
         assert torch.allclose(padded_routing.losses[name], loss, atol=1e-6)
 
 
-@pytest.mark.parametrize("case", ["switch", "top2", "topk", "topk_raw", "expert_choice", "hash", "hash_projection", "soft"])
+@pytest.mark.parametrize(
+    "case", ["switch", "top2", "topk", "topk_raw", "expert_choice", "hash", "hash_projection", "soft", "sequence"]
+)
 def test_sequences_of_different_length(case, make_layer, data):
     """Each sequence by itself, cut to its own length, wherever the batch is not coupled."""
     layer = make_layer(case, quiet=True, capacity_factor=1.25, capacity_group="sequence")

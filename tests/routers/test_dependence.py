@@ -23,6 +23,7 @@ DECLARED = {  # causal, batch_coupled: the table of the routing reference, §3
     "hash-capacity-sequence": (True, False), "hash-capacity": (True, True), "top2-dropless": (True, False),
     "top2-position": (True, False), "switch-probability": (False, True), "topk-choice": (False, False),
     "switch-random": (False, True), "base": (False, True), "sinkhorn": (False, True), "sinkhorn_2": (False, True),
+    "sequence": (False, False), "sequence_2": (False, False),
     "random": (True, False), "random_blend": (True, False), "random_frozen": (True, False),
 }  # fmt: skip
 
