@@ -216,6 +216,7 @@ ROUTERS: Registry[type[Router]] = Registry(
         "base": "routers.base:Base",
         "expert_choice": "routers.expert_choice:ExpertChoice",
         "hash": "routers.hashing:Hash",
+        "hierarchical": "routers.hierarchical:Hierarchical",
         "random": "routers.random:Random",
         "sequence": "routers.sequence:Sequence",
         "sinkhorn": "routers.sinkhorn:Sinkhorn",

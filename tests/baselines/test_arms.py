@@ -252,7 +252,9 @@ def test_usage_errors(name, sections, message):
 
 @pytest.mark.parametrize("name", ["top2", "expert_choice", "soft"])
 def test_causal_tasks_refuse_leaks(name):
-    with pytest.raises(UsageError, match=f"router '{name}' lets an output depend on later tokens.*hash, random, switch, topk"):
+    with pytest.raises(
+        UsageError, match=f"router '{name}' lets an output depend on later tokens.*hash, hierarchical, random, switch, topk"
+    ):
         arm_of(name, task=make_task("language"))
     assert not arm_of(name, task=make_task("language"), router={"allow_leak": True}).causal
 
@@ -262,7 +264,7 @@ def test_causal_tasks_take_the_others():
         assert arm_of(name, task=make_task("language")).causal
     assert arm_of("top2", task=make_task("language"), router={"capacity_factor": None}).causal
     assert arm_of("expert_choice", task=make_task("language"), router={"across": "batch"}).causal
-    assert causal_routers(arm_of("topk").mixtures[0]) == ["hash", "random", "switch", "topk"]
+    assert causal_routers(arm_of("topk").mixtures[0]) == ["hash", "hierarchical", "random", "switch", "topk"]
 
 
 def test_causal_alternatives_heed_the_settings_of_the_layer():

@@ -35,6 +35,7 @@ CASES = {
     "sinkhorn": ("sinkhorn", {}),
     "sinkhorn-2": ("sinkhorn", {"top_k": 2}),
     "sequence": ("sequence", {}),
+    "hierarchical": ("hierarchical", {}),
     "random": ("random", {}),
     "random-frozen": ("random", {"frozen": True}),
     "random-blend": ("random", {"evaluation": "blend"}),
@@ -106,6 +107,7 @@ def by_hand(case, batch, rows, matrices, backbone="vit"):
         "hash": 2 * tokens * D * 12,  # forward only
         "random": 2 * tokens * D * EXPERTS * CASES[case][1].get("frozen", False),
         "sequence": 3 * (2 * groups * D * EXPERTS),
+        "hierarchical": 3 * (2 * tokens * D * (EXPERTS + 2)),  # two groups
         "soft": slots + 2 * slots,  # the logits, then dispatch and combine
     }.get(CASES[case][0], 3 * (2 * tokens * D * EXPERTS))
     per_row = 3 * (2 * matrices * D * HIDDEN)

@@ -29,6 +29,9 @@ ROUTER_CASES = {
     "sequence": ("sequence", {}),
     # Renormalised, a choice of three examples leaves out an expert, which then has no gradient.
     "sequence_2": ("sequence", {"top_k": 2, "renormalize": False}),
+    "hierarchical": ("hierarchical", {}),
+    "hierarchical_1": ("hierarchical", {"top_k": 1}),
+    "hierarchical_groups": ("hierarchical", {"top_groups": 2, "top_k": 1}),
     "random": ("random", {}),
     "random_blend": ("random", {"top_k": 2, "evaluation": "blend"}),
     "random_frozen": ("random", {"frozen": True}),

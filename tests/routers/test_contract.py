@@ -120,7 +120,8 @@ def test_padding_changes_nothing(case, capacity_group, make_layer, data):
 
 
 @pytest.mark.parametrize(
-    "case", ["switch", "top2", "topk", "topk_raw", "expert_choice", "hash", "hash_projection", "soft", "sequence"]
+    "case",
+    ["switch", "top2", "topk", "topk_raw", "expert_choice", "hash", "hash_projection", "soft", "sequence", "hierarchical"],
 )
 def test_sequences_of_different_length(case, make_layer, data):
     """Each sequence by itself, cut to its own length, wherever the batch is not coupled."""
