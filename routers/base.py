@@ -23,9 +23,9 @@ class Base(Router):
     the batch. Loads are equal by construction: no auxiliary loss, no options.
 
     The assignment is exact and runs on the CPU in float64, where the paper's auction is approximate; a GPU waits for it.
-    It costs about 3 ms for 2048 tokens and 8 experts where favourites are nearly balanced, and 0.1 s where all tokens share
-    one favourite (one CPU core; not part of the FLOPs). In several processes each assigns its own tokens, where the paper
-    assigns those of all workers together.
+    It takes about 10 ms for 2048 tokens and 8 experts at the start of training, and 0.15 s where all tokens share one
+    favourite (one CPU core; a general solver took up to 4 s). That time is not in the FLOPs. In several processes each
+    assigns its own tokens, where the paper assigns those of all workers together.
 
     Parameters: `weight` (E, D). In training **sees later tokens** and is **batch-coupled**; in evaluation it is per token.
     """

@@ -17,9 +17,9 @@ from routers.topk import choose
 
 
 class Hierarchical(Router):
-    """Top-a of softmax(x V^T) over groups, then top-k of softmax(x W^T) within each, with the product of the two gates as
-    weight (Shazeer et al. 2017, appendix on hierarchical mixtures).
+    """Top-a of softmax(x V^T) over groups, then top-k of softmax(x W^T) within each (Shazeer et al. 2017, appendix).
 
+    The weight is the product of the two gates.
     A token runs a * k experts. With two choices a level's gates are divided by their sum, as a softmax over the two would
     be; with one choice the gate is the raw probability, since 1 would leave that level without a gradient.
 

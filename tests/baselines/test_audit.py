@@ -145,7 +145,23 @@ def test_forward_counts_agree(case, backbone):
 
 
 @pytest.mark.parametrize("backbone", OPTIONS)
-@pytest.mark.parametrize("case", ["dense", "switch", "top2", "topk", "expert_choice", "hash", "soft"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        "dense",
+        "switch",
+        "top2",
+        "topk",
+        "expert_choice",
+        "hash",
+        "soft",
+        "base",
+        "sinkhorn",
+        "hierarchical",
+        "random",
+        "random-blend",
+    ],
+)
 def test_nominal_flops_are_those_of_a_dropless_evaluation(case, backbone):
     """What matching makes equal is what evaluation spends, whatever the size of its batches."""
     arm = build(case, backbone=backbone).eval()
