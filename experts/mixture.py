@@ -119,7 +119,9 @@ class MixtureLayer(nn.Module):
     @property
     def evaluation_coupled(self) -> bool:
         """True if in evaluation, too, a token's output may depend on other groups of the batch."""
-        return self.router.batch_coupled or (self.eval_capacity_factor is not None and self.capacity_group == "batch")
+        # A router that chooses per token in evaluation is coupled by its training alone.
+        by_router = self.router.batch_coupled and not self.router.per_token
+        return by_router or (self.eval_capacity_factor is not None and self.capacity_group == "batch")
 
     def nominal_cost(self, groups: int, positions: int) -> Cost:
         """FLOPs of one call without drops or padding, on `groups` x `positions` real tokens."""

@@ -15,8 +15,10 @@ from routers.errors import UsageError
 from routers.plans import TopK
 from routers.registry import ROUTERS, build_router, only_for_now, register_router
 
-LEGAL = ("deepseek", "deepseek_moe", "hash", "noisy_topk", "st_moe", "switch", "top2", "topk")
-REFUSED = ("expert_choice", "soft")
+LEGAL = (
+    "base", "deepseek", "deepseek_moe", "hash", "hierarchical", "noisy_topk", "sinkhorn", "st_moe", "switch", "top2", "topk",
+)  # fmt: skip
+REFUSED = ("expert_choice", "sequence", "soft")
 CATEGORIES = (0, 5, 0, 3)
 SHAPE = {"name": "mlp", "d_model": 16, "depth": 2}
 TABLE = Task("toy", "classification", InputSpec("table", (4,), categories=CATEGORIES), 3)

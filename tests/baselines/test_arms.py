@@ -278,7 +278,8 @@ def test_usage_errors(name, sections, message):
 @pytest.mark.parametrize("name", ["top2", "expert_choice", "soft"])
 def test_causal_tasks_refuse_leaks(name):
     with pytest.raises(
-        UsageError, match=f"router '{name}' lets an output depend on later tokens.*hash, noisy_topk, switch, topk"
+        UsageError,
+        match=f"router '{name}' lets an output depend on later tokens.*hash, hierarchical, noisy_topk, random, switch, topk",
     ):
         arm_of(name, task=make_task("language"))
     assert not arm_of(name, task=make_task("language"), router={"allow_leak": True}).causal
@@ -290,7 +291,7 @@ def test_causal_tasks_take_the_others():
     assert arm_of("top2", task=make_task("language"), router={"capacity_factor": None}).causal
     assert arm_of("expert_choice", task=make_task("language"), router={"across": "batch"}).causal
     assert causal_routers(arm_of("topk").mixtures[0]) == [
-        "deepseek", "deepseek_moe", "hash", "noisy_topk", "switch", "topk",
+        "deepseek", "deepseek_moe", "hash", "hierarchical", "noisy_topk", "random", "switch", "topk",
     ]  # fmt: skip
 
 

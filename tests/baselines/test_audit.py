@@ -35,6 +35,14 @@ CASES = {
     "noisy_topk": ("noisy_topk", {}),
     "deepseek": ("deepseek", {}),
     "deepseek_moe": ("deepseek_moe", {}),
+    "base": ("base", {}),
+    "sinkhorn": ("sinkhorn", {}),
+    "sinkhorn-2": ("sinkhorn", {"top_k": 2}),
+    "sequence": ("sequence", {}),
+    "hierarchical": ("hierarchical", {}),
+    "random": ("random", {}),
+    "random-frozen": ("random", {"frozen": True}),
+    "random-blend": ("random", {"evaluation": "blend"}),
 }
 SHARED = {"deepseek": 1, "deepseek_moe": 2}
 """Experts that take every token, by router."""
@@ -103,6 +111,9 @@ def by_hand(case, batch, rows, matrices, backbone="vit"):
     router = {
         "dense": 0,
         "hash": 2 * tokens * D * 12,  # forward only
+        "random": 2 * tokens * D * EXPERTS * CASES[case][1].get("frozen", False),
+        "sequence": 3 * (2 * groups * D * EXPERTS),
+        "hierarchical": 3 * (2 * tokens * D * (EXPERTS + 2)),  # two groups
         "soft": slots + 2 * slots,  # the logits, then dispatch and combine
         "noisy_topk": 2 * 3 * (2 * tokens * D * EXPERTS),  # the logits, and the noise's deviation
     }.get(CASES[case][0], 3 * (2 * tokens * D * EXPERTS))
@@ -143,7 +154,23 @@ def test_forward_counts_agree(case, backbone):
 
 @pytest.mark.parametrize("backbone", OPTIONS)
 @pytest.mark.parametrize(
-    "case", ["dense", "switch", "top2", "topk", "expert_choice", "hash", "soft", "noisy_topk", "deepseek_moe"]
+    "case",
+    [
+        "dense",
+        "switch",
+        "top2",
+        "topk",
+        "expert_choice",
+        "hash",
+        "soft",
+        "noisy_topk",
+        "deepseek_moe",
+        "base",
+        "sinkhorn",
+        "hierarchical",
+        "random",
+        "random-blend",
+    ],  # fmt: skip
 )
 def test_nominal_flops_are_those_of_a_dropless_evaluation(case, backbone):
     """What matching makes equal is what evaluation spends, whatever the size of its batches."""

@@ -27,6 +27,18 @@ ROUTER_CASES = {
     "noisy_topk": ("noisy_topk", {}),
     "deepseek": ("deepseek", {}),
     "deepseek_moe": ("deepseek_moe", {}),
+    "base": ("base", {}),
+    "sinkhorn": ("sinkhorn", {}),
+    "sinkhorn_2": ("sinkhorn", {"top_k": 2}),
+    "sequence": ("sequence", {}),
+    # Renormalised, a choice of three examples leaves out an expert, which then has no gradient.
+    "sequence_2": ("sequence", {"top_k": 2, "renormalize": False}),
+    "hierarchical": ("hierarchical", {}),
+    "hierarchical_1": ("hierarchical", {"top_k": 1}),
+    "hierarchical_groups": ("hierarchical", {"top_groups": 2, "top_k": 1}),
+    "random": ("random", {}),
+    "random_blend": ("random", {"top_k": 2, "evaluation": "blend"}),
+    "random_frozen": ("random", {"frozen": True}),
 }
 
 # The same routers without their noise, so that two calls of different shape can be compared in training.
@@ -35,6 +47,8 @@ QUIET = {
     "top2": {"second_policy": "all"},
     "st_moe": {"second_policy": "all"},
     "noisy_topk": {"noise": False},
+    "random": {"frozen": True},
+    "random_blend": {"frozen": True, "evaluation": "hash"},
 }
 
 

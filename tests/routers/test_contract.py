@@ -88,7 +88,7 @@ def test_nominal_rows_is_what_evaluation_runs(case, make_layer, data):
         assert layer(x, ids)[1].work.executed == layer.router.nominal_rows(groups, positions)
 
 
-@pytest.mark.parametrize("case", ["switch", "top2", "topk", "expert_choice", "expert_choice_batch", "soft"])
+@pytest.mark.parametrize("case", ["switch", "top2", "topk", "expert_choice", "expert_choice_batch", "soft", "base", "sinkhorn"])
 def test_cost_of_the_router_product(case, make_router):
     """One (T, D) x (D, E) product forward, two backward: the weight's gradient and the input's."""
     router = make_router(case)
@@ -122,8 +122,25 @@ def test_padding_changes_nothing(case, capacity_group, make_layer, data):
         assert torch.allclose(padded_routing.losses[name], loss, atol=1e-6)
 
 
-@pytest.mark.parametrize("case", ["switch", "top2", "topk", "topk_raw", "expert_choice", "hash", "hash_projection", "soft", "st_moe", "noisy_topk",
-                                  "deepseek", "deepseek_moe"])  # fmt: skip
+@pytest.mark.parametrize(
+    "case",
+    [
+        "switch",
+        "top2",
+        "topk",
+        "topk_raw",
+        "expert_choice",
+        "hash",
+        "hash_projection",
+        "soft",
+        "st_moe",
+        "noisy_topk",
+        "deepseek",
+        "deepseek_moe",
+        "sequence",
+        "hierarchical",
+    ],  # fmt: skip
+)
 def test_sequences_of_different_length(case, make_layer, data):
     """Each sequence by itself, cut to its own length, wherever the batch is not coupled."""
     layer = make_layer(case, quiet=True, capacity_factor=1.25, capacity_group="sequence")

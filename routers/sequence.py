@@ -1,0 +1,66 @@
+"""Routing of whole examples: all tokens of a group go to the same experts.
+
+Axes: G groups, S positions, T = G * S tokens, D features, E experts, k choices per group.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from routers.contract import Router, RouterInput, Routing
+from routers.losses import balance_loss
+from routers.plans import TopK
+from routers.topk import choose
+
+
+class Sequence(Router):
+    """One choice for the whole example: top-k of softmax(m W^T), m the mean of the group's real tokens (D,).
+
+    A choice between specialists that run in their entirety, as `topk` makes it for tokens (Jiang et al. 2024, Mixtral, §2.1);
+    no paper is followed to the letter. Every layer that holds the router chooses from its own input.
+
+    Options: `top_k` (1: one specialist). `renormalize` (None): weights are divided by their sum; by default where
+    `top_k` is above 1, since a single choice would get the weight 1 and leave the router without a gradient.
+
+    Loss: `balance` over the choices of the examples, each counted once whatever its length (weight 0.01). Parameters:
+    `weight` (E, D). **Sees later tokens of the group**; not batch-coupled.
+    """
+
+    loss_weights = {"balance": 1e-2}
+
+    def __init__(self, d_model: int, num_experts: int, *, top_k: int = 1, renormalize: bool | None = None) -> None:
+        super().__init__(d_model, num_experts)
+        if not 1 <= top_k <= num_experts:
+            raise ValueError(f"top_k is {top_k}; it must be between 1 and the number of experts ({num_experts})")
+        if top_k == 1 and renormalize and num_experts > 1:
+            raise ValueError(
+                "top_k=1 with renormalize=True gives every example the weight 1 and the router no gradient; "
+                "set renormalize=False"
+            )
+        self.top_k, self.renormalize = top_k, top_k > 1 if renormalize is None else renormalize
+        self.weight = nn.Parameter(torch.zeros(num_experts, d_model))
+
+    @property
+    def causal(self) -> bool:
+        return False
+
+    def forward(self, inputs: RouterInput) -> Routing:
+        positions = inputs.x.shape[1]
+        logits_GE = F.linear(mean_of_real(inputs.x, inputs.mask), self.weight)
+        probs_GE = logits_GE.softmax(-1)
+        expert_Gk, weight_Gk = choose(probs_GE, self.top_k, self.renormalize)
+        losses = {"balance": balance_loss(probs_GE, expert_Gk, None if inputs.mask is None else inputs.mask.any(1))}
+        expert_Tk, weight_Tk, logits_TE, probs_TE = (
+            value.repeat_interleave(positions, 0) for value in (expert_Gk, weight_Gk, logits_GE, probs_GE)
+        )
+        return Routing(TopK(expert_Tk, weight_Tk, self.num_experts), losses, logits_TE, probs_TE)
+
+
+def mean_of_real(x: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Mean over the real positions of each group: x (G, S, D), mask (G, S) -> (G, D); 0 for a group without any."""
+    if mask is None:
+        return x.mean(1)
+    real = mask.unsqueeze(-1)
+    return x.masked_fill(~real, 0.0).sum(1) / real.sum(1).clamp_min(1)

@@ -1,0 +1,94 @@
+"""Sinkhorn routing: choices from scores that are normalised so that every expert's share is equal.
+
+Axes: G groups, S positions, T = G * S tokens, N real tokens, D features, E experts, k choices per token.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from routers.contract import Router, RouterInput, Routing
+from routers.cost import Cost, matmul
+from routers.plans import TopK
+
+
+class Sinkhorn(Router):
+    """Top-k of the Sinkhorn-normalised exp(l / tau) in training, l = x W^T (Clark et al. 2022, S-BASE).
+
+    The plan over the real tokens of the batch has row sums 1 and column sums N / E, approximately: choices are nearly
+    balanced, not exactly as in `base`. It carries no gradient. In evaluation the k largest logits are taken as they are, so
+    that no output hangs on the batch. The weight comes from the unnormalised logits in both: their sigmoid for k = 1, their
+    softmax over all experts, not renormalised, for k > 1. No auxiliary loss.
+
+    Options: `top_k` (1); `tau` (1.0): the temperature; `iterations` (100): the most steps, which end when no row sum changes
+    by as much as 1e-4 from one to the next (a GPU is waited for at each step). In several processes each normalises its own
+    tokens.
+
+    Parameters: `weight` (E, D). In training **sees later tokens** and is **batch-coupled**; in evaluation it is per token.
+    """
+
+    def __init__(self, d_model: int, num_experts: int, *, top_k: int = 1, tau: float = 1.0, iterations: int = 100) -> None:
+        super().__init__(d_model, num_experts)
+        if not 1 <= top_k <= num_experts:
+            raise ValueError(f"top_k is {top_k}; it must be between 1 and the number of experts ({num_experts})")
+        if not 0 < tau < math.inf:
+            raise ValueError(f"tau is {tau}; it must be above 0")
+        if iterations < 1:
+            raise ValueError(f"iterations is {iterations}; it must be at least 1")
+        self.top_k, self.tau, self.iterations = top_k, tau, iterations
+        self.weight = nn.Parameter(torch.zeros(num_experts, d_model))
+
+    @property
+    def causal(self) -> bool:
+        return False
+
+    @property
+    def batch_coupled(self) -> bool:
+        return True
+
+    @property
+    def per_token(self) -> bool:
+        return True
+
+    def forward(self, inputs: RouterInput) -> Routing:
+        logits_TE = F.linear(inputs.x_TD, self.weight)
+        probs_TE = logits_TE.softmax(-1)
+        score_TE = logits_TE.detach()
+        if self.training:
+            real_NE = score_TE if inputs.mask_T is None else score_TE[inputs.mask_T]
+            # A row's own factor changes no choice within the row, so the columns' factors are all that is needed.
+            score_TE = score_TE / self.tau + column_potentials(real_NE / self.tau, self.iterations)
+        expert_Tk = score_TE.topk(self.top_k, dim=-1).indices
+        weight_Tk = (logits_TE.sigmoid() if self.top_k == 1 else probs_TE).gather(1, expert_Tk)
+        return Routing(TopK(expert_Tk, weight_Tk, self.num_experts), {}, logits_TE, probs_TE)
+
+    def cost(self, groups: int, positions: int) -> Cost:
+        return matmul(groups * positions, self.d_model, self.num_experts)
+
+    def nominal_rows(self, groups: int, positions: int) -> float:
+        return float(groups * positions * self.top_k)
+
+
+@torch.no_grad()
+def column_potentials(score: Tensor, iterations: int = 100, tolerance: float = 1e-4) -> Tensor:
+    """log v (E,) of the Sinkhorn plan u exp(score) v with row sums 1 and column sums N / E. score (N, E), in logarithms.
+
+    One step scales the rows, then the columns; it is the last when no row sum, taken after it, changed by `tolerance`.
+    """
+    tokens, experts = score.shape
+    column = torch.zeros(experts, dtype=score.dtype, device=score.device)
+    if not tokens:
+        return column
+    before = None
+    for _ in range(iterations):
+        row = -torch.logsumexp(score + column, dim=1, keepdim=True)
+        column = math.log(tokens / experts) - torch.logsumexp(score + row, dim=0)
+        sums = torch.logsumexp(score + row + column, dim=1).exp()
+        if before is not None and bool((sums - before).abs().max() < tolerance):
+            break
+        before = sums
+    return column
