@@ -214,7 +214,9 @@ ROUTERS: Registry[type[Router]] = Registry(
     "routelab.routers",
     {
         "expert_choice": "routers.expert_choice:ExpertChoice",
+        "gpt_oss": "routers.gpt_oss:GptOss",
         "hash": "routers.hashing:Hash",
+        "llama4": "routers.llama4:Llama4",
         "soft": "routers.soft:Soft",
         "switch": "routers.switch:Switch",
         "top2": "routers.top2:Top2",

@@ -31,6 +31,9 @@ CASES = {
     "expert_choice-batch": ("expert_choice", {"across": "batch"}),
     "hash": ("hash", {}),
     "soft": ("soft", {}),
+    "llama4": ("llama4", {}),
+    "llama4-fused": ("llama4", {"kernel": "fused"}),
+    "gpt_oss": ("gpt_oss", {"top_k": 2}),
 }
 
 

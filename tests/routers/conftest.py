@@ -23,6 +23,8 @@ ROUTER_CASES = {
     "hash": ("hash", {"vocab_size": V}),
     "hash_projection": ("hash", {}),
     "soft": ("soft", {"slots_per_expert": 2}),
+    "llama4": ("llama4", {}),
+    "gpt_oss": ("gpt_oss", {"top_k": 2}),
 }
 
 # The same routers without their noise, so that two calls of different shape can be compared in training.
