@@ -213,6 +213,8 @@ ROUTERS: Registry[type[Router]] = Registry(
     "router",
     "routelab.routers",
     {
+        "cosine": "routers.cosine:Cosine",
+        "dense_gate": "routers.dense_gate:DenseGate",
         "expert_choice": "routers.expert_choice:ExpertChoice",
         "gpt_oss": "routers.gpt_oss:GptOss",
         "hash": "routers.hashing:Hash",

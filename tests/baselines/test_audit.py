@@ -34,6 +34,8 @@ CASES = {
     "llama4": ("llama4", {}),
     "llama4-fused": ("llama4", {"kernel": "fused"}),
     "gpt_oss": ("gpt_oss", {"top_k": 2}),
+    "cosine": ("cosine", {}),
+    "dense_gate": ("dense_gate", {}),
 }
 
 
@@ -101,6 +103,7 @@ def by_hand(case, batch, rows, matrices, backbone="vit"):
         "dense": 0,
         "hash": 2 * tokens * D * 12,  # forward only
         "soft": slots + 2 * slots,  # the logits, then dispatch and combine
+        "cosine": 3 * (2 * tokens * (D * 8 + 8 * EXPERTS)),  # into 8 dimensions, then with the experts
     }.get(CASES[case][0], 3 * (2 * tokens * D * EXPERTS))
     per_row = 3 * (2 * matrices * D * HIDDEN)
     return patch + head + DEPTH * (projections + attention + router) + rows * per_row

@@ -25,6 +25,8 @@ ROUTER_CASES = {
     "soft": ("soft", {"slots_per_expert": 2}),
     "llama4": ("llama4", {}),
     "gpt_oss": ("gpt_oss", {"top_k": 2}),
+    "cosine": ("cosine", {}),
+    "dense_gate": ("dense_gate", {}),
 }
 
 # The same routers without their noise, so that two calls of different shape can be compared in training.
@@ -37,7 +39,8 @@ def _router(case, d_model=D, num_experts=E, seed=0, **options):
     initialise(router, seed)
     with torch.no_grad():
         for parameter in router.parameters():
-            if name != "soft":
+            # Scales and temperatures stay as they are, and what is normalised anyway.
+            if name != "soft" and parameter.ndim > 0:
                 parameter.mul_(50)  # N(0, 1), so that choices differ clearly
     return router
 

@@ -23,6 +23,7 @@ DECLARED = {  # causal, batch_coupled: the table of the routing reference, §3
     "hash-capacity-sequence": (True, False), "hash-capacity": (True, True), "top2-dropless": (True, False),
     "top2-position": (True, False), "switch-probability": (False, True), "topk-choice": (False, False),
     "switch-random": (False, True), "llama4": (True, False), "gpt_oss": (True, False),
+    "cosine": (True, False), "dense_gate": (True, False),
 }  # fmt: skip
 
 
