@@ -219,6 +219,7 @@ ROUTERS: Registry[type[Router]] = Registry(
         "gpt_oss": "routers.gpt_oss:GptOss",
         "hash": "routers.hashing:Hash",
         "llama4": "routers.llama4:Llama4",
+        "relu": "routers.relu:ReLU",
         "soft": "routers.soft:Soft",
         "switch": "routers.switch:Switch",
         "top2": "routers.top2:Top2",

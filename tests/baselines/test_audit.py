@@ -36,6 +36,8 @@ CASES = {
     "gpt_oss": ("gpt_oss", {"top_k": 2}),
     "cosine": ("cosine", {}),
     "dense_gate": ("dense_gate", {}),
+    "relu": ("relu", {}),
+    "relu-drops": ("relu", {"capacity_factor": 0.5}),
 }
 
 

@@ -27,10 +27,14 @@ ROUTER_CASES = {
     "gpt_oss": ("gpt_oss", {"top_k": 2}),
     "cosine": ("cosine", {}),
     "dense_gate": ("dense_gate", {}),
+    "relu": ("relu", {"top_k": 2}),
 }
 
 # The same routers without their noise, so that two calls of different shape can be compared in training.
 QUIET = {"switch": {"jitter": 0.0}, "top2": {"second_policy": "all"}}
+
+# Their tokens choose as many experts as they like; nominal is a target.
+DYNAMIC = ("relu",)
 
 
 def _router(case, d_model=D, num_experts=E, seed=0, **options):
@@ -63,6 +67,12 @@ def _data(groups, positions, seed=0, width=D):
 def case(request):
     """The name of a router with its options."""
     return request.param
+
+
+@pytest.fixture(scope="session")
+def dynamic(case):
+    """Whether the number of experts per token is the token's own affair."""
+    return case in DYNAMIC
 
 
 @pytest.fixture(scope="session")

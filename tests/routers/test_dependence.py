@@ -13,6 +13,7 @@ PROBES = {  # those that are not simply a case of conftest.py
     "top2-position": ("top2", {"capacity_factor": 0.75, "capacity_group": "sequence", "priority": "position"}),
     "switch-probability": ("switch", {"priority": "probability", "capacity_factor": 0.75}),
     "topk-choice": ("topk", {"priority": "choice", "capacity_factor": 0.75, "capacity_group": "sequence"}),
+    "relu-capacity-sequence": ("relu", {"capacity_factor": 0.75, "capacity_group": "sequence"}),
     "switch-random": ("switch", {"priority": "random", "capacity_factor": 0.75}),
 }
 DECLARED = {  # causal, batch_coupled: the table of the routing reference, §3
@@ -23,7 +24,8 @@ DECLARED = {  # causal, batch_coupled: the table of the routing reference, §3
     "hash-capacity-sequence": (True, False), "hash-capacity": (True, True), "top2-dropless": (True, False),
     "top2-position": (True, False), "switch-probability": (False, True), "topk-choice": (False, False),
     "switch-random": (False, True), "llama4": (True, False), "gpt_oss": (True, False),
-    "cosine": (True, False), "dense_gate": (True, False),
+    "cosine": (True, False), "dense_gate": (True, False), "relu": (True, False),
+    "relu-capacity-sequence": (False, False),
 }  # fmt: skip
 
 

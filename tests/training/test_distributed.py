@@ -78,6 +78,7 @@ class Listener(Observer):
         ("switch", {"capacity_factor": None, "jitter": 0.0}),
         ("soft", {}),
         ("balanced_by_bias", {}),
+        ("relu", {}),
     ],
 )
 def test_two_processes_equal_one(tmp_path, name, router):
