@@ -113,7 +113,7 @@ class SingleBackbone(Arm):
 
     def update(self) -> None:
         routers = [layer.router for layer in self.mixtures]
-        for kind in dict.fromkeys(map(type, routers)):
+        for kind in dict.fromkeys(type(router) for router in routers):
             kind.update_layers([router for router in routers if type(router) is kind])
 
     def counts(self) -> list[Tensor]:

@@ -19,7 +19,7 @@ _START, _LOWEST = 0.07, 0.01
 
 
 class Cosine(Router):
-    """Top-k of l = cos(P x, M_e) / tau, weights softmax over the k chosen logits (Chi et al. 2022, X-MoE, §3).
+    """Top-k of l = cos(P x, M_e) / tau, weights softmax over the k chosen logits (Chi et al. 2022, X-MoE).
 
     Angles on a low-dimensional hypersphere keep tokens from being drawn towards the experts' embeddings, which the paper
     names as the cause of collapsing representations. tau is learned, starts at 0.07 and is never below 0.01.

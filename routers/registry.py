@@ -223,6 +223,7 @@ ROUTERS: Registry[type[Router]] = Registry(
         "soft": "routers.soft:Soft",
         "switch": "routers.switch:Switch",
         "top2": "routers.top2:Top2",
+        "top_p": "routers.top_p:TopP",
         "topk": "routers.topk:TopKRouter",
     },
 )

@@ -20,7 +20,7 @@ _SMALLEST, _LARGEST = 1e-30, 1e30
 
 
 class ReLU(Router):
-    """Experts with relu(x W^T) > 0, weighted by that value (Wang, Zhu, Chen 2024, ReMoE, §3.1-3.3).
+    """Experts with relu(x W^T) > 0, weighted by that value (Wang, Zhu, Chen 2024, ReMoE).
 
     How many experts a token takes, none included, is its own affair; gates open and close continuously. An L1 penalty
     keeps the mean at `top_k`: lambda * mean_t sum_e f_e relu(l)_te with f_e = E / (top_k T) * tokens of e, so that busy
@@ -101,7 +101,7 @@ class ReLU(Router):
 
 
 def weighted_l1(gate: Tensor, count: Tensor, real: Tensor, k: float) -> Tensor:
-    """mean_t sum_e f_e gate_te with f_e = E / (k T) * count_e (ReMoE, eq. 8 and 9), without lambda.
+    """mean_t sum_e f_e gate_te with f_e = E / (k T) * count_e (ReMoE, the load-balancing form), without lambda.
 
     gate (T, E), at least 0. count (E,): real tokens that use each expert. real (T,): 1.0 for a real token. In several
     processes f and T are those of the whole batch, so that the mean of the losses is the loss of one process.

@@ -37,6 +37,7 @@ CASES = {
     "cosine": ("cosine", {}),
     "dense_gate": ("dense_gate", {}),
     "relu": ("relu", {}),
+    "top_p": ("top_p", {}),
     "relu-drops": ("relu", {"capacity_factor": 0.5}),
 }
 

@@ -28,13 +28,14 @@ ROUTER_CASES = {
     "cosine": ("cosine", {}),
     "dense_gate": ("dense_gate", {}),
     "relu": ("relu", {"top_k": 2}),
+    "top_p": ("top_p", {"p": 0.6}),
 }
 
 # The same routers without their noise, so that two calls of different shape can be compared in training.
 QUIET = {"switch": {"jitter": 0.0}, "top2": {"second_policy": "all"}}
 
 # Their tokens choose as many experts as they like; nominal is a target.
-DYNAMIC = ("relu",)
+DYNAMIC = ("relu", "top_p")
 
 
 def _router(case, d_model=D, num_experts=E, seed=0, **options):

@@ -14,6 +14,7 @@ PROBES = {  # those that are not simply a case of conftest.py
     "switch-probability": ("switch", {"priority": "probability", "capacity_factor": 0.75}),
     "topk-choice": ("topk", {"priority": "choice", "capacity_factor": 0.75, "capacity_group": "sequence"}),
     "relu-capacity-sequence": ("relu", {"capacity_factor": 0.75, "capacity_group": "sequence"}),
+    "top_p-capacity-sequence": ("top_p", {"capacity_factor": 0.75, "capacity_group": "sequence"}),
     "switch-random": ("switch", {"priority": "random", "capacity_factor": 0.75}),
 }
 DECLARED = {  # causal, batch_coupled: the table of the routing reference, §3
@@ -25,7 +26,7 @@ DECLARED = {  # causal, batch_coupled: the table of the routing reference, §3
     "top2-position": (True, False), "switch-probability": (False, True), "topk-choice": (False, False),
     "switch-random": (False, True), "llama4": (True, False), "gpt_oss": (True, False),
     "cosine": (True, False), "dense_gate": (True, False), "relu": (True, False),
-    "relu-capacity-sequence": (False, False),
+    "relu-capacity-sequence": (False, False), "top_p": (True, False), "top_p-capacity-sequence": (False, False),
 }  # fmt: skip
 
 
