@@ -143,7 +143,10 @@ def test_forward_counts_agree(case, backbone):
 
 
 @pytest.mark.parametrize("backbone", OPTIONS)
-@pytest.mark.parametrize("case", ["dense", "switch", "top2", "topk", "expert_choice", "hash", "soft"])
+@pytest.mark.parametrize(
+    "case",
+    ["dense", "switch", "top2", "topk", "expert_choice", "hash", "soft", "llama4", "gpt_oss", "cosine", "dense_gate"],
+)
 def test_nominal_flops_are_those_of_a_dropless_evaluation(case, backbone):
     """What matching makes equal is what evaluation spends, whatever the size of its batches."""
     arm = build(case, backbone=backbone).eval()

@@ -31,7 +31,7 @@ def test_output_gradient_reaches_every_parameter(case, limited, make_layer, data
 
 
 def test_balance_loss_reaches_the_weight(make_router, data):
-    for case in ("switch", "top2", "topk"):
+    for case in ("switch", "top2", "topk", "llama4", "gpt_oss"):
         router = make_router(case)
         x, ids = data(3, 8)
         losses = router(RouterInput(x, ids)).losses
@@ -91,7 +91,9 @@ def test_nominal_rows_is_what_evaluation_runs(case, dynamic, make_layer, data):
             assert layer(x, ids)[1].work.executed == nominal
 
 
-@pytest.mark.parametrize("case", ["switch", "top2", "topk", "expert_choice", "expert_choice_batch", "soft"])
+@pytest.mark.parametrize(
+    "case", ["switch", "top2", "topk", "expert_choice", "expert_choice_batch", "soft", "llama4", "gpt_oss", "dense_gate"]
+)
 def test_cost_of_the_router_product(case, make_router):
     """One (T, D) x (D, E) product forward, two backward: the weight's gradient and the input's."""
     router = make_router(case)
@@ -125,7 +127,13 @@ def test_padding_changes_nothing(case, capacity_group, make_layer, data):
         assert torch.allclose(padded_routing.losses[name], loss, atol=1e-6)
 
 
-@pytest.mark.parametrize("case", ["switch", "top2", "topk", "topk_raw", "expert_choice", "hash", "hash_projection", "soft"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        "switch", "top2", "topk", "topk_raw", "expert_choice", "hash", "hash_projection", "soft", "llama4", "gpt_oss", "cosine",
+        "dense_gate", "relu", "top_p",
+    ],
+)  # fmt: skip
 def test_sequences_of_different_length(case, make_layer, data):
     """Each sequence by itself, cut to its own length, wherever the batch is not coupled."""
     layer = make_layer(case, quiet=True, capacity_factor=1.25, capacity_group="sequence")
