@@ -112,8 +112,9 @@ class SingleBackbone(Arm):
         return {}
 
     def update(self) -> None:
-        for layer in self.mixtures:
-            layer.router.update()
+        routers = [layer.router for layer in self.mixtures]
+        for kind in dict.fromkeys(type(router) for router in routers):
+            kind.update_layers([router for router in routers if type(router) is kind])
 
     def counts(self) -> list[Tensor]:
         return [getattr(layer.router, name) for layer in self.mixtures for name in layer.router.counts]

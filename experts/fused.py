@@ -85,6 +85,7 @@ def usable(kind: Kind, device: torch.device, dtype: torch.dtype) -> bool:
         device.type == "cpu"
         and dtype in (torch.float32, torch.float64)
         and kind.activation in ACTIVATIONS
+        and kind.lift is None
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
         and not torch._C._are_functorch_transforms_active()

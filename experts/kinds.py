@@ -21,10 +21,15 @@ from routers.cost import Cost
 @dataclass(frozen=True)
 class Kind:
     """What happens between the up and the down projection. gated: there is a second projection `gate` (D, H), and the
-    hidden activation is activation(x gate) * (x up)."""
+    hidden activation is activation(x gate) * lift(x up). lift: None is the identity; for gated kinds only."""
 
     activation: Callable[[Tensor], Tensor]
     gated: bool = False
+    lift: Callable[[Tensor], Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        if self.lift is not None and not self.gated:
+            raise ValueError("a kind with `lift` must be gated: without a gate, `activation` says all there is to say")
 
     @property
     def matrices(self) -> int:
@@ -33,7 +38,21 @@ class Kind:
 
     def hidden(self, up: Tensor, gate: Tensor | None) -> Tensor:
         """The hidden activation of pre-activations `up` (..., H), and `gate` (..., H) for gated kinds."""
-        return self.activation(up) if gate is None else self.activation(gate) * up
+        if gate is None:
+            return self.activation(up)
+        return self.activation(gate) * (up if self.lift is None else self.lift(up))
+
+
+_LIMIT, _SHARPNESS = 7.0, 1.702
+
+
+def _clamped_swish(gate: Tensor) -> Tensor:
+    gate = gate.clamp(max=_LIMIT)
+    return gate * torch.sigmoid(_SHARPNESS * gate)
+
+
+def _clamped_plus_one(up: Tensor) -> Tensor:
+    return up.clamp(-_LIMIT, _LIMIT) + 1
 
 
 RELU = Kind(F.relu)
@@ -42,6 +61,8 @@ GELU = Kind(F.gelu)
 """gelu(x up) down, exact (Hendrycks 2016)."""
 SWIGLU = Kind(F.silu, gated=True)
 """(silu(x gate) * (x up)) down (Shazeer 2020)."""
+CLAMPED_SWIGLU = Kind(_clamped_swish, gated=True, lift=_clamped_plus_one)
+"""(g sigmoid(1.702 g) * (u + 1)) down with g = min(x gate, 7), u = x up within -7 and 7 (OpenAI 2025, gpt-oss)."""
 
 
 def register_expert(name: str) -> Callable[[Kind], Kind]:

@@ -12,5 +12,10 @@ if TYPE_CHECKING:
 KINDS: Registry[Kind] = Registry(
     "expert kind",
     "routelab.experts",
-    {"gelu": "experts.kinds:GELU", "relu": "experts.kinds:RELU", "swiglu": "experts.kinds:SWIGLU"},
+    {
+        "clamped_swiglu": "experts.kinds:CLAMPED_SWIGLU",
+        "gelu": "experts.kinds:GELU",
+        "relu": "experts.kinds:RELU",
+        "swiglu": "experts.kinds:SWIGLU",
+    },
 )

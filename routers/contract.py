@@ -142,6 +142,15 @@ class Router(nn.Module):
     def update(self) -> None:
         """Called once after each optimizer step; keep state in float32 buffers."""
 
+    @classmethod
+    def update_layers(cls, routers: Sequence[Router]) -> None:
+        """What an arm calls after each optimizer step with the routers of this class in a model, one for each layer.
+
+        Default: `update` of each. Override it where layers share state, and let `update` serve a layer that is alone.
+        """
+        for router in routers:
+            router.update()
+
     def nominal_rows(self, groups: int, positions: int) -> float:
         """Expert rows that one evaluation forward asks for. Default: ask the router itself, on random tokens."""
         return rows_per_group(self.probe_plan(groups, positions), groups) * groups

@@ -43,6 +43,14 @@ CASES = {
     "random": ("random", {}),
     "random-frozen": ("random", {"frozen": True}),
     "random-blend": ("random", {"evaluation": "blend"}),
+    "llama4": ("llama4", {}),
+    "llama4-fused": ("llama4", {"kernel": "fused"}),
+    "gpt_oss": ("gpt_oss", {"top_k": 2}),
+    "cosine": ("cosine", {}),
+    "dense_gate": ("dense_gate", {}),
+    "relu": ("relu", {}),
+    "top_p": ("top_p", {}),
+    "relu-drops": ("relu", {"capacity_factor": 0.5}),
 }
 SHARED = {"deepseek": 1, "deepseek_moe": 2}
 """Experts that take every token, by router."""
@@ -116,6 +124,7 @@ def by_hand(case, batch, rows, matrices, backbone="vit"):
         "hierarchical": 3 * (2 * tokens * D * (EXPERTS + 2)),  # two groups
         "soft": slots + 2 * slots,  # the logits, then dispatch and combine
         "noisy_topk": 2 * 3 * (2 * tokens * D * EXPERTS),  # the logits, and the noise's deviation
+        "cosine": 3 * (2 * tokens * (D * 8 + 8 * EXPERTS)),  # into 8 dimensions, then with the experts
     }.get(CASES[case][0], 3 * (2 * tokens * D * EXPERTS))
     per_row = 3 * (2 * matrices * D * HIDDEN)
     rows += DEPTH * tokens * SHARED.get(case, 0)
@@ -170,7 +179,11 @@ def test_forward_counts_agree(case, backbone):
         "hierarchical",
         "random",
         "random-blend",
-    ],  # fmt: skip
+        "llama4",
+        "gpt_oss",
+        "cosine",
+        "dense_gate",
+    ],
 )
 def test_nominal_flops_are_those_of_a_dropless_evaluation(case, backbone):
     """What matching makes equal is what evaluation spends, whatever the size of its batches."""

@@ -14,7 +14,7 @@ from routers.errors import UsageError
 from routers.plans import TopK
 from routers.registry import build_router, only_for_now
 
-KIND_NAMES = ("relu", "gelu", "swiglu")
+KIND_NAMES = ("relu", "gelu", "swiglu", "clamped_swiglu")
 
 
 def make_bank(kind="gelu", experts=4, width=8, hidden=12, bias=False, dtype=torch.float32, seed=0):
@@ -150,6 +150,9 @@ def test_loop_is_the_formula(kind):
         up = x[row] @ bank.up[expert] + bank.up_bias[expert]
         if kind == "swiglu":
             hidden = F.silu(x[row] @ bank.gate[expert] + bank.gate_bias[expert]) * up
+        elif kind == "clamped_swiglu":
+            gate = (x[row] @ bank.gate[expert] + bank.gate_bias[expert]).clamp_max(7)
+            hidden = gate * (1.702 * gate).sigmoid() * (1 + up.clamp(-7, 7))
         else:
             hidden = F.relu(up) if kind == "relu" else F.gelu(up)
         torch.testing.assert_close(out[row], hidden @ bank.down[expert] + bank.down_bias[expert], atol=1e-5, rtol=1e-4)
@@ -301,7 +304,7 @@ def test_init_scale(kind):
             build()
 
 
-@pytest.mark.parametrize(("kind", "matrices"), [("relu", 2), ("gelu", 2), ("swiglu", 3)])
+@pytest.mark.parametrize(("kind", "matrices"), [("relu", 2), ("gelu", 2), ("swiglu", 3), ("clamped_swiglu", 3)])
 def test_row_cost(kind, matrices):
     bank, dense = make_bank(kind), FeedForward(kind, 8, 12)
     assert bank.row_cost.forward == matrices * 2 * 8 * 12

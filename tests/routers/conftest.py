@@ -39,6 +39,12 @@ ROUTER_CASES = {
     "random": ("random", {}),
     "random_blend": ("random", {"top_k": 2, "evaluation": "blend"}),
     "random_frozen": ("random", {"frozen": True}),
+    "llama4": ("llama4", {}),
+    "gpt_oss": ("gpt_oss", {"top_k": 2}),
+    "cosine": ("cosine", {}),
+    "dense_gate": ("dense_gate", {}),
+    "relu": ("relu", {"top_k": 2}),
+    "top_p": ("top_p", {"p": 0.6}),
 }
 
 # The same routers without their noise, so that two calls of different shape can be compared in training.
@@ -51,6 +57,9 @@ QUIET = {
     "random_blend": {"frozen": True, "evaluation": "hash"},
 }
 
+# Their tokens choose as many experts as they like; nominal is a target.
+DYNAMIC = ("relu", "top_p")
+
 
 def _router(case, d_model=D, num_experts=E, seed=0, **options):
     name, own = ROUTER_CASES[case]
@@ -60,7 +69,8 @@ def _router(case, d_model=D, num_experts=E, seed=0, **options):
         for parameter in router.parameters():
             if name == "noisy_topk":  # starts at 0
                 parameter.normal_(generator=torch.Generator().manual_seed(seed + parameter.numel()))
-            elif name != "soft":
+            # Scales and temperatures stay as they are, and what is normalised anyway.
+            elif name != "soft" and parameter.ndim > 0:
                 parameter.mul_(50)  # N(0, 1), so that choices differ clearly
     return router
 
@@ -83,6 +93,12 @@ def _data(groups, positions, seed=0, width=D):
 def case(request):
     """The name of a router with its options."""
     return request.param
+
+
+@pytest.fixture(scope="session")
+def dynamic(case):
+    """Whether the number of experts per token is the token's own affair."""
+    return case in DYNAMIC
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,8 @@ PROBES = {  # those that are not simply a case of conftest.py
     "top2-position": ("top2", {"capacity_factor": 0.75, "capacity_group": "sequence", "priority": "position"}),
     "switch-probability": ("switch", {"priority": "probability", "capacity_factor": 0.75}),
     "topk-choice": ("topk", {"priority": "choice", "capacity_factor": 0.75, "capacity_group": "sequence"}),
+    "relu-capacity-sequence": ("relu", {"capacity_factor": 0.75, "capacity_group": "sequence"}),
+    "top_p-capacity-sequence": ("top_p", {"capacity_factor": 0.75, "capacity_group": "sequence"}),
     "switch-random": ("switch", {"priority": "random", "capacity_factor": 0.75}),
 }
 DECLARED = {  # causal, batch_coupled: the table of the routing reference, §3
@@ -29,6 +31,8 @@ DECLARED = {  # causal, batch_coupled: the table of the routing reference, §3
     "sequence": (False, False), "sequence_2": (False, False),
     "hierarchical": (True, False), "hierarchical_1": (True, False), "hierarchical_groups": (True, False),
     "random": (True, False), "random_blend": (True, False), "random_frozen": (True, False),
+    "llama4": (True, False), "gpt_oss": (True, False), "cosine": (True, False), "dense_gate": (True, False), "relu": (True, False),
+    "relu-capacity-sequence": (False, False), "top_p": (True, False), "top_p-capacity-sequence": (False, False),
 }  # fmt: skip
 
 

@@ -79,6 +79,8 @@ class Listener(Observer):
         ("soft", {}),
         ("balanced_by_bias", {}),
         ("deepseek", {}),
+        ("relu", {}),
+        ("top_p", {}),
     ],
 )
 def test_two_processes_equal_one(tmp_path, name, router):
