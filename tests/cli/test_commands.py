@@ -51,7 +51,7 @@ def test_list_is_json_for_machines_and_whole_for_people():
         (["list", "router"], "did you mean 'routers'"),
         (["compaer"], "compaer"),
         (["--plugin", "nothere.py", "list"], "there is no such file"),
-        (["compare", "data=flights", "backbone=mlp", "arms=[dense,soft]"], "switch, top2, topk; or take backbone=tokens"),
+        (["compare", "data=flights", "backbone=mlp", "arms=[dense,soft]"], "top2, top_p, topk; or take backbone=tokens"),
         (["compare", "data=flights", "data.rows=0"], "rows is 0; it must be null or a whole number from 1 to 302346"),
         (["compare", "data=flights", "backbone.detph=2"], "did you mean 'backbone.depth'"),
         (["ui", "--uri", "sqlite:///nothere.db"], "no such store"),
