@@ -21,7 +21,8 @@ import torch
 from baselines.contract import make_arm
 from baselines.single import SingleBackbone
 from routelab.data.contract import DataSet, Order, load
-from routelab.training.config import arm_choices, resolve
+from routelab.training.arms import arm_choices
+from routelab.training.config import resolve
 from routelab.training.distributed import Books
 from routelab.training.flops import Ledger
 from routelab.training.loop import RunSpec, execute

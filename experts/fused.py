@@ -286,10 +286,6 @@ class _Fused(torch.autograd.Function):
         return (None, None, None, grad_x, grad_weight_R, *(made.get(name) for name in NAMES))
 
 
-def _part(value: Tensor | None, first: int, last: int) -> Tensor | None:
-    return None if value is None else value[first:last]
-
-
 def _products(rows: Tensor, weight: Tensor, bias: Tensor | None, sizes: list[int], out: Tensor, *, add: bool = False) -> None:
     """Every expert's rows times its matrix, plus its bias, or plus what `out` holds, into `out`."""
     biases = bias.unbind(0) if bias is not None else None

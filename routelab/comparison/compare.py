@@ -15,7 +15,8 @@ from routelab.comparison.tuning import choose_rates, rate_of
 from routelab.comparison.workers import Job, default_workers, failed, opening, run_jobs
 from routelab.comparison.yardsticks import yardsticks_of
 from routelab.data.contract import DataSet, load
-from routelab.training.config import Resolved, arm_choices, flatten, resolve, seed_list
+from routelab.training.arms import arm_choices
+from routelab.training.config import Resolved, flatten, resolve, seed_list
 from routelab.training.loop import RunSpec
 from routelab.training.matching import Matched, match_arms
 from routelab.training.record import provenance, read_json, write_json

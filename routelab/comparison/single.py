@@ -11,7 +11,8 @@ from routelab.comparison.cells import cell_key
 from routelab.comparison.compare import check_writable
 from routelab.comparison.workers import Job, opening
 from routelab.data.contract import load
-from routelab.training.config import ArmChoice, Config, Resolved, arm_choices, resolve
+from routelab.training.arms import ArmChoice, arm_choices
+from routelab.training.config import Config, Resolved, resolve
 from routelab.training.loop import Run, RunSpec, execute
 from routelab.training.matching import match_arms
 from routelab.training.module import Observer

@@ -5,17 +5,15 @@ Every wrong word is a UsageError in one sentence; `sources` remembers where each
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
-from baselines.contract import ArmSpec, arm_class, arm_names
 from routers.errors import UsageError, unknown
 
 PRECISIONS = ("auto", "32-true", "bf16-mixed")
@@ -301,7 +299,7 @@ def _check_values(config: Config) -> None:
     }.items():  # fmt: skip
         if not 0 <= number < math.inf:
             raise UsageError(f"{name}={number} must be at least 0{' and finite' if number > 0 else ''}")
-    _rates(config.optimizer.lr, "optimizer.lr")
+    rates_of(config.optimizer.lr, "optimizer.lr")
     for name in ("warmup", "beta1", "beta2"):
         if not 0 <= getattr(config.optimizer, name) < 1:
             raise UsageError(f"optimizer.{name}={getattr(config.optimizer, name)} must be at least 0 and below 1")
@@ -343,7 +341,7 @@ def _check_values(config: Config) -> None:
     seed_list(config)
 
 
-def _rates(value: Any, key: str) -> tuple[float, ...]:
+def rates_of(value: Any, key: str) -> tuple[float, ...]:
     """One learning rate, or several to choose from."""
     given = value if isinstance(value, list) else [value]
     for rate in given:
@@ -378,104 +376,3 @@ def seed_list(config: Config) -> list[int]:
     if len(set(seeds)) < len(seeds):
         raise UsageError(f"seeds={seeds!r} names a seed twice; paired statistics would count it twice")
     return list(seeds)
-
-
-@dataclass(frozen=True)
-class ArmChoice:
-    """One row of a comparison: its label, the arm's description, and the optimizer it is trained with.
-
-    rates: the learning rates to choose from on validation; `optimizer.lr` is the first.
-    """
-
-    label: str
-    spec: ArmSpec
-    optimizer: Optimizer
-    rates: tuple[float, ...] = ()
-
-    def with_rate(self, rate: float) -> ArmChoice:
-        """The same row with one learning rate."""
-        return replace(self, optimizer=replace(self.optimizer, lr=rate), rates=(rate,))
-
-
-def arm_choices(config: Config, arms: Sequence[Any]) -> list[ArmChoice]:
-    """Expand `arms` (names, or mappings with options and grids) into one choice per row."""
-    if not arms:
-        raise UsageError("arms is empty; name at least one arm")
-    choices = [choice for item in arms for choice in _expand(config, item)]
-    labels = [choice.label for choice in choices]
-    for label in labels:
-        if labels.count(label) > 1:
-            raise UsageError(f"two arms are labelled {label!r}; give one of them a label of its own")
-    _check_router_options(config, choices)
-    return choices
-
-
-def _expand(config: Config, item: Any) -> Iterator[ArmChoice]:
-    if isinstance(item, str):
-        item = {"name": item}
-    if not isinstance(item, Mapping) or "name" not in item:
-        raise UsageError(f"arm {item!r} must be a name, or keys and values with a `name`")
-    name = str(item["name"])
-    if name not in arm_names():
-        raise unknown("arm", name, arm_names())
-    options = {key: value for key, value in flatten(item).items() if key not in ("name", "label")}
-    grid = [key for key, value in options.items() if isinstance(value, list) and key != "optimizer.lr"]
-    for values in itertools.product(*(options[key] for key in grid)):
-        chosen = {**options, **dict(zip(grid, values, strict=True))}
-        label = str(item.get("label") or name)
-        if item.get("label"):
-            try:
-                label = label.format(name=name, **{key.replace(".", "_"): value for key, value in chosen.items()})
-            except (KeyError, IndexError, ValueError):
-                raise UsageError(
-                    f"label {item['label']!r} may use {{name}} and the arm's options: {', '.join(chosen) or 'it has none'}"
-                ) from None
-        elif grid:
-            label = "-".join([name, *(f"{key}={chosen[key]}" for key in grid)])
-        yield _choice(config, name, label, chosen)
-
-
-def _choice(config: Config, name: str, label: str, options: Mapping[str, Any]) -> ArmChoice:
-    backbone = {"hidden": None, "moe_every": 1, **config.backbone}
-    spec = ArmSpec(name, backbone, dict(config.experts), dict(config.router))
-    optimizer = asdict(config.optimizer)
-    for given, value in options.items():
-        key = f"router.{given}" if given.startswith("loss_weights.") else given
-        section, _, rest = key.partition(".")
-        if section in ("backbone", "experts", "router") and rest:
-            if section == "router" and rest.startswith("loss_weights."):
-                weights = {**(spec.router.get("loss_weights") or {}), rest.partition(".")[2]: value}
-                spec = spec.with_value("router.loss_weights", weights)
-            else:
-                spec = spec.with_value(key, value)
-        elif section == "optimizer":
-            if rest not in optimizer:
-                raise unknown(f"option of arm {label!r}", key, [f"optimizer.{name}" for name in optimizer])
-            optimizer[rest] = value
-        elif "router" in arm_class(name).uses:
-            spec = spec.with_value(f"router.{key}", value)
-        else:
-            raise UsageError(f"arm {label!r} takes no option {key!r}; use backbone.*, experts.* or optimizer.*")
-    rates = _rates(optimizer["lr"], "optimizer.lr")
-    return ArmChoice(label, spec, Optimizer(**{**optimizer, "lr": rates[0]}), rates)
-
-
-def _check_router_options(config: Config, choices: Sequence[ArmChoice]) -> None:
-    """An option given for all routers goes to those that take it; one that none takes is an error."""
-    from baselines.routed import ARM_OPTIONS, LAYER_OPTIONS
-    from routers.registry import ROUTERS, option_names
-
-    routed = [choice for choice in choices if "router" in arm_class(choice.spec.name).uses]
-    for key in config.router:
-        takers = []
-        for choice in routed:
-            own = option_names(ROUTERS.get(choice.spec.name))
-            if own is None or key in own or key in LAYER_OPTIONS or key in ARM_OPTIONS:
-                takers.append(choice)
-            else:
-                del choice.spec.router[key]  # type: ignore[attr-defined]
-        if not takers:
-            allowed = {*LAYER_OPTIONS, *ARM_OPTIONS}
-            for choice in routed:
-                allowed.update(option_names(ROUTERS.get(choice.spec.name)) or [])
-            raise unknown("key", f"router.{key}", [f"router.{name}" for name in allowed])

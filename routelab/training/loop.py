@@ -17,7 +17,8 @@ import torch
 from baselines.contract import Arm, ArmSpec, arm_class, make_arm
 from experts.memory import keep_freed_memory
 from routelab.data.contract import DataSet, load
-from routelab.training.config import ArmChoice, Budget, Config, Optimizer, TrainerOptions
+from routelab.training.arms import ArmChoice
+from routelab.training.config import Budget, Config, Optimizer, TrainerOptions
 from routelab.training.distributed import Replicas, inside, launch
 from routelab.training.module import Endless, NotFiniteError, Observer, Slices, TrainingModule
 from routelab.training.record import provenance

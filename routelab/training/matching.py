@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 
 from baselines.contract import Arm, arm_class, make_arm
 from baselines.task import Task
-from routelab.training.config import ArmChoice, Match
+from routelab.training.arms import ArmChoice
+from routelab.training.config import Match
 from routers.errors import PluginError, UsageError
 
 _STEPS = (8, 4, 1)

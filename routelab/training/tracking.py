@@ -3,39 +3,32 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
-import re
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from routelab.training.record import finite
+from routelab.training.store import absolute, initialising, is_server, reason, shown, sqlite_path
+from routelab.training.tracked import (
+    CELL_TAG,
+    NOTE_LIMIT,
+    Values,
+    flat_text,
+    params_of,
+    provenance_of,
+    store_key,
+    tags_of,
+    totals_of,
+)
 from routers.errors import UsageError
 
-CELL_TAG = "routelab.cell"
-"""The tag of a child run that holds its cell, the content address of (arm, seed, data, budget, code)."""
-
-PARAM_LIMIT = 6000
-_NOTE_LIMIT = 5000
 _METRICS_PER_BATCH = 1000
 _PARAMS_PER_BATCH = 100
-_COSTS = (
-    "flops_model",
-    "flops_executed",
-    "flops_per_example",
-    "flops_per_example_measured",
-    "active_params",
-    "total_params",
-    "seconds",
-    "steps",
-)
 _QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
 # The defaults of mlflow retry for minutes: a server that died would hold up every cell of a comparison.
 _IMPATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
@@ -69,7 +62,7 @@ class Tracker:
     """
 
     def __init__(self, uri: str | None, experiment: str) -> None:
-        self.uri = "" if uri is None else _absolute(uri)
+        self.uri = "" if uri is None else absolute(uri)
         self.experiment = experiment
         self.problems: list[str] = []
         self._mlflow: Any = None
@@ -81,13 +74,13 @@ class Tracker:
         if not self.uri:
             return
         try:
-            with _initialising(self.uri):
+            with initialising(self.uri):
                 client = _client(self.uri)
                 self._experiment_id = self._prepare(client)
         except UsageError:
             raise
         except Exception as error:
-            raise UsageError(f"tracking.uri {_shown(self.uri)!r} cannot be opened for writing: {_reason(error)}") from error
+            raise UsageError(f"tracking.uri {shown(self.uri)!r} cannot be opened for writing: {reason(error)}") from error
         self._mlflow = client
 
     def start_parent(
@@ -112,7 +105,7 @@ class Tracker:
                 known = found.data.params
                 self._client.update_run(parent, status="RUNNING")
             # A parameter cannot be changed once written: a resumed run keeps its first values.
-            flat = {key: value for key, value in _flatten(params).items() if key not in known}
+            flat = {key: value for key, value in flat_text(params).items() if key not in known}
             self._log(parent, params=flat, tags={**tags, "mlflow.note.content": note})
         return parent
 
@@ -156,10 +149,10 @@ class Tracker:
         run_id = created = ""
         if not self.uri:
             return run_id
-        cell = _provenance(opening).get("cell")
+        cell = provenance_of(opening).get("cell")
         with self._guard(f"the run {name!r} was not recorded"):
             found = self._unfinished(str(cell), parent_id) if cell else None
-            params = _params(opening)
+            params = params_of(opening)
             if found is None:
                 tags = {CELL_TAG: str(cell)} if cell else {}
                 if parent_id:
@@ -199,7 +192,7 @@ class Tracker:
         with self._guard("points of a curve were not recorded"):
             batch: list[tuple[str, float, int, int]] = []
             for step, point in live.waiting:
-                values = _Values(live.start)
+                values = Values(live.start)
                 for key, value in point.items():
                     if key != "step":
                         values.add(key, value, finite(point.get("seconds")) or 0.0, step)
@@ -220,15 +213,15 @@ class Tracker:
         before, written = len(self.problems), False
         self.log_points(run_id, record.get("curve") or [], now=True)
         with self._guard(f"the run {name!r} was not recorded completely"):
-            values = _totals(record, live.start)
+            values = totals_of(record, live.start)
             # What only the whole record knows: whether the arm leaks, what its loader filled in.
-            params = {key: value for key, value in _params(record).items() if key not in live.params}
+            params = {key: value for key, value in params_of(record).items() if key not in live.params}
             metrics = [value for value in values.found if value[0] not in live.totals]
-            self._log(run_id, params=params, tags=_tags(record), metrics=metrics)
+            self._log(run_id, params=params, tags=tags_of(record), metrics=metrics)
             dropped = live.dropped + values.dropped
             if dropped:
                 self._client.set_tag(run_id, "routelab.values_not_finite", str(dropped))
-            diff = _provenance(record).get("git_diff")
+            diff = provenance_of(record).get("git_diff")
             if diff:
                 self._client.log_text(run_id, str(diff), "git_diff.txt")
             status = "FINISHED" if record.get("status") == "ok" and len(self.problems) == before else "FAILED"
@@ -288,13 +281,13 @@ class Tracker:
     def _prepare(self, client: Any) -> str:
         found = client.get_experiment_by_name(self.experiment)
         if found is None:
-            database = _sqlite_path(self.uri)
+            database = sqlite_path(self.uri)
             # Given as a plain path, a space or a '#' in a folder's name would be read as part of a URI.
             location = None if database is None else (database.parent / "mlartifacts").as_uri()
             identity = str(client.create_experiment(self.experiment, artifact_location=location))
         elif found.lifecycle_stage != "active":
             raise UsageError(
-                f"tracking.experiment {self.experiment!r} was deleted in {_shown(self.uri)}: restore it or choose another name"
+                f"tracking.experiment {self.experiment!r} was deleted in {shown(self.uri)}: restore it or choose another name"
             )
         else:
             identity = str(found.experiment_id)
@@ -326,7 +319,7 @@ class Tracker:
 
         for chunk in _chunks(list((params or {}).items()), _PARAMS_PER_BATCH):
             self._client.log_batch(run_id, params=[Param(key, value) for key, value in chunk])
-        clean = {_key(key): str(value)[:_NOTE_LIMIT] for key, value in (tags or {}).items() if value is not None}
+        clean = {store_key(key): str(value)[:NOTE_LIMIT] for key, value in (tags or {}).items() if value is not None}
         for chunk in _chunks(list(clean.items()), _PARAMS_PER_BATCH):
             self._client.log_batch(run_id, tags=[RunTag(key, value) for key, value in chunk])
         for chunk in _chunks(metrics, _METRICS_PER_BATCH):
@@ -337,14 +330,14 @@ class Tracker:
         try:
             yield
         except Exception as error:
-            self.problems.append(f"tracking.uri {_shown(self.uri)!r}: {consequence}: {_reason(error)}")
+            self.problems.append(f"tracking.uri {shown(self.uri)!r}: {consequence}: {reason(error)}")
 
 
 def ui_command(uri: str, port: int) -> tuple[list[str], dict[str, str]]:
     """The command and the whole environment that serve the MLflow UI over a store, on this machine only."""
-    if _is_server(uri):
-        raise UsageError(f"tracking.uri {_shown(uri)!r} is a server already: open that address in a browser")
-    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", _absolute(uri)]
+    if is_server(uri):
+        raise UsageError(f"tracking.uri {shown(uri)!r} is a server already: open that address in a browser")
+    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", absolute(uri)]
     command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     return command, {**os.environ, **_QUIET, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 
@@ -357,172 +350,11 @@ def _client(uri: str) -> Any:
     try:
         from mlflow import MlflowClient
     except ImportError as error:
-        raise UsageError(f"tracking.uri {_shown(uri)!r} needs the package mlflow, which is not installed") from error
+        raise UsageError(f"tracking.uri {shown(uri)!r} needs the package mlflow, which is not installed") from error
     for name in ("mlflow", "alembic"):
         # Failures are told in `problems`; a traceback on the terminal would tell them a second time.
         logging.getLogger(name).setLevel(logging.CRITICAL)
     return MlflowClient(tracking_uri=uri)
-
-
-@contextlib.contextmanager
-def _initialising(uri: str) -> Iterator[None]:
-    """Readies the way to the store; for sqlite, lets one process at a time create it."""
-    if _is_server(uri):
-        _ping(uri)
-        yield
-        return
-    if not uri.startswith("sqlite:"):
-        yield
-        return
-    database = _sqlite_path(uri)
-    if database is None:
-        raise UsageError(f"tracking.uri {uri!r} names no file: write sqlite:///PATH")
-    from filelock import FileLock
-
-    database.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{database}.lock", timeout=120):
-        yield
-
-
-def _ping(uri: str) -> None:
-    try:
-        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=5):
-            pass
-    except urllib.error.HTTPError:
-        return  # It answers; whether it lets us write is seen next.
-    except (OSError, ValueError) as error:
-        raise UsageError(f"tracking.uri {_shown(uri)!r} does not answer: {_reason(error)}") from error
-
-
-def _is_server(uri: str) -> bool:
-    return uri.startswith(("http://", "https://"))
-
-
-def _sqlite_path(uri: str) -> Path | None:
-    """The file of a `sqlite:///path` URI; None for any other URI and for a database in memory."""
-    if not uri.startswith("sqlite:///"):
-        return None
-    path = uri.removeprefix("sqlite:///").partition("?")[0]
-    return None if path in ("", ":memory:") else Path(path).absolute()
-
-
-def _absolute(uri: str) -> str:
-    """The URI with the path of a sqlite file made absolute, so that a later change of folder does not matter."""
-    database = _sqlite_path(uri)
-    if database is None:
-        return uri
-    mark, query = uri.partition("?")[1:]
-    return f"sqlite:///{database}{mark}{query}"
-
-
-def _shown(uri: str) -> str:
-    """The URI without its password."""
-    return re.sub(r"//[^/@]*@", "//***@", uri)
-
-
-def _reason(error: BaseException) -> str:
-    """The first sentence of an error, short and without passwords; of a database's error, what the driver said."""
-    driver = getattr(error, "orig", None)
-    if isinstance(driver, BaseException):
-        return _reason(driver)
-    found = re.search(r"\(([\w.]+Error)\) ([^\n]*)", str(error))
-    lines = [f"{found[1]}: {found[2]}"] if found else str(error).strip().splitlines()
-    text = _shown(re.split(r"[.;] [A-Z]", lines[0].strip())[0] if lines else "").rstrip(".")
-    if found:
-        return text[:300]
-    return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
-
-
-def _provenance(record: Mapping[str, Any]) -> Mapping[str, Any]:
-    return record.get("provenance") or {}
-
-
-def _tags(record: Mapping[str, Any]) -> dict[str, str]:
-    provenance = _provenance(record)
-    status = str(record.get("status", "failed"))
-    tags = {
-        "routelab.status": status,
-        CELL_TAG: provenance.get("cell"),
-        "routelab.git_revision": provenance.get("git_revision"),
-        "mlflow.source.git.commit": provenance.get("git_revision"),
-        "routelab.git_dirty": str(bool(provenance.get("git_diff"))).lower(),
-        "routelab.data_digest": provenance.get("data_digest"),
-        "routelab.python": provenance.get("python"),
-        "routelab.command": provenance.get("command"),
-        "routelab.versions": json.dumps(provenance["versions"], default=str) if provenance.get("versions") else None,
-        "routelab.metric": record.get("metric"),
-        "routelab.causal": record.get("causal"),
-        "routelab.leaks": record.get("leaks"),
-        "routelab.evaluation_coupled": record.get("evaluation_coupled"),
-    }
-    if record.get("leaks"):
-        tags["mlflow.note.content"] = f"This run leaks: its outputs depend on {record['leaks']}, which its task forbids."
-    if status != "ok":
-        error = record.get("error") or "no reason was recorded"
-        tags["routelab.error"] = error
-        tags["mlflow.note.content"] = f"Failed: {error}"
-    return {key: str(value)[:_NOTE_LIMIT] for key, value in tags.items() if value is not None}
-
-
-def _params(record: Mapping[str, Any]) -> dict[str, str]:
-    flat = _flatten(record.get("config") or {})
-    for key in ("arm", "seed", "data"):
-        if record.get(key) is not None:
-            flat.setdefault(key, str(record[key])[:PARAM_LIMIT])
-    if record.get("leaks"):
-        flat["leaks"] = str(record["leaks"])[:PARAM_LIMIT]
-    return flat
-
-
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested settings as `a.b.c` to text; lists, and what is in them, as JSON."""
-    flat: dict[str, str] = {}
-    for name, value in values.items():
-        key = f"{prefix}{name}"
-        if isinstance(value, Mapping) and value:
-            flat.update(_flatten(value, f"{key}."))
-        else:
-            text = json.dumps(value, default=str) if isinstance(value, Mapping | list | tuple) else str(value)
-            # An empty value is refused by some stores.
-            flat[_key(key)] = text[:PARAM_LIMIT] or '""'
-    return flat
-
-
-class _Values:
-    """Numbers on their way into the store as (key, value, milliseconds, step), and how many were not finite."""
-
-    def __init__(self, start: int) -> None:
-        self.start, self.dropped = start, 0
-        self.found: list[tuple[str, float, int, int]] = []
-
-    def add(self, key: str, value: object, seconds: float, step: int) -> None:
-        number = finite(value)
-        if number is not None:
-            self.found.append((_key(key), number, self.start + int(1000 * seconds), step))
-        elif value is not None and not isinstance(value, str):
-            self.dropped += 1
-
-
-def _totals(record: Mapping[str, Any], start: int) -> _Values:
-    """The numbers of a record that stand once: quality, cost, telemetry at the end."""
-    values = _Values(start)
-    seconds = finite(record.get("seconds")) or 0.0
-    points = record.get("curve") or []
-    last = int(finite(record.get("steps")) or (finite(points[-1].get("step")) if points else 0.0) or 0)
-    for group in ("test", "validation", "telemetry"):
-        for key, value in (record.get(group) or {}).items():
-            values.add(f"{group}/{key}", value, seconds, last)
-    for key in _COSTS:
-        values.add(f"cost/{key}", record.get(key), seconds, last)
-    for key in ("drop_rate", "load_cv"):
-        values.add(f"routing/{key}", record.get(key), seconds, last)
-    return values
-
-
-def _key(key: object) -> str:
-    """A key in the characters that MLflow takes: alphanumerics and `_ - . / : space`."""
-    text = re.sub(r"[^A-Za-z0-9_\-./: ]", "_", str(key)).strip("/ ")[:250]
-    return text or "_"
 
 
 def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:

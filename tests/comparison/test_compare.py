@@ -11,7 +11,8 @@ import pytest
 from routelab.cli.app import guarded
 from routelab.comparison import compare as module
 from routelab.comparison.compare import compare
-from routelab.training.config import arm_choices, resolve
+from routelab.training.arms import arm_choices
+from routelab.training.config import resolve
 from routelab.training.record import write_json
 from routers.errors import StorageError, UsageError
 from routers.registry import ROUTERS, only_for_now

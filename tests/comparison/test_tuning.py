@@ -7,7 +7,8 @@ import pytest
 from routelab.comparison.compare import compare
 from routelab.comparison.single import train
 from routelab.comparison.tuning import choose_rates
-from routelab.training.config import arm_choices, resolve
+from routelab.training.arms import arm_choices
+from routelab.training.config import resolve
 from routers.errors import UsageError
 
 

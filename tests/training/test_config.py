@@ -2,7 +2,8 @@
 
 import pytest
 
-from routelab.training.config import arm_choices, resolve
+from routelab.training.arms import arm_choices
+from routelab.training.config import resolve
 from routers.errors import UsageError
 
 

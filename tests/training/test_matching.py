@@ -3,7 +3,8 @@
 import pytest
 
 from routelab.data.contract import load
-from routelab.training.config import arm_choices, resolve
+from routelab.training.arms import arm_choices
+from routelab.training.config import resolve
 from routelab.training.matching import match_arms
 from routers.errors import UsageError
 

@@ -282,8 +282,8 @@ def test_without_a_store_nothing_is_written(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_databases_error_is_what_its_driver_said() -> None:
-    from routelab.training.tracking import _reason
+    from routelab.training.store import reason
 
     text = "(raised as a result of Query-invoked autoflush; consider ...)\n(sqlite3.OperationalError) database or disk is full\n[SQL: x]"
-    assert _reason(RuntimeError(text)) == "sqlite3.OperationalError: database or disk is full"
-    assert _reason(ValueError("One thing. Another thing.\nThird")) == "ValueError: One thing"
+    assert reason(RuntimeError(text)) == "sqlite3.OperationalError: database or disk is full"
+    assert reason(ValueError("One thing. Another thing.\nThird")) == "ValueError: One thing"

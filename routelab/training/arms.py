@@ -1,0 +1,113 @@
+"""The rows of a comparison: names, options and grids from the configuration, expanded into one arm each."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from baselines.contract import ArmSpec, arm_class, arm_names
+from routelab.training.config import Config, Optimizer, flatten, rates_of
+from routers.errors import UsageError, unknown
+
+
+@dataclass(frozen=True)
+class ArmChoice:
+    """One row of a comparison: its label, the arm's description, and the optimizer it is trained with.
+
+    rates: the learning rates to choose from on validation; `optimizer.lr` is the first.
+    """
+
+    label: str
+    spec: ArmSpec
+    optimizer: Optimizer
+    rates: tuple[float, ...] = ()
+
+    def with_rate(self, rate: float) -> ArmChoice:
+        """The same row with one learning rate."""
+        return replace(self, optimizer=replace(self.optimizer, lr=rate), rates=(rate,))
+
+
+def arm_choices(config: Config, arms: Sequence[Any]) -> list[ArmChoice]:
+    """Expand `arms` (names, or mappings with options and grids) into one choice per row."""
+    if not arms:
+        raise UsageError("arms is empty; name at least one arm")
+    choices = [choice for item in arms for choice in _expand(config, item)]
+    labels = [choice.label for choice in choices]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise UsageError(f"two arms are labelled {label!r}; give one of them a label of its own")
+    _check_router_options(config, choices)
+    return choices
+
+
+def _expand(config: Config, item: Any) -> Iterator[ArmChoice]:
+    if isinstance(item, str):
+        item = {"name": item}
+    if not isinstance(item, Mapping) or "name" not in item:
+        raise UsageError(f"arm {item!r} must be a name, or keys and values with a `name`")
+    name = str(item["name"])
+    if name not in arm_names():
+        raise unknown("arm", name, arm_names())
+    options = {key: value for key, value in flatten(item).items() if key not in ("name", "label")}
+    grid = [key for key, value in options.items() if isinstance(value, list) and key != "optimizer.lr"]
+    for values in itertools.product(*(options[key] for key in grid)):
+        chosen = {**options, **dict(zip(grid, values, strict=True))}
+        label = str(item.get("label") or name)
+        if item.get("label"):
+            try:
+                label = label.format(name=name, **{key.replace(".", "_"): value for key, value in chosen.items()})
+            except (KeyError, IndexError, ValueError):
+                raise UsageError(
+                    f"label {item['label']!r} may use {{name}} and the arm's options: {', '.join(chosen) or 'it has none'}"
+                ) from None
+        elif grid:
+            label = "-".join([name, *(f"{key}={chosen[key]}" for key in grid)])
+        yield _choice(config, name, label, chosen)
+
+
+def _choice(config: Config, name: str, label: str, options: Mapping[str, Any]) -> ArmChoice:
+    backbone = {"hidden": None, "moe_every": 1, **config.backbone}
+    spec = ArmSpec(name, backbone, dict(config.experts), dict(config.router))
+    optimizer = asdict(config.optimizer)
+    for given, value in options.items():
+        key = f"router.{given}" if given.startswith("loss_weights.") else given
+        section, _, rest = key.partition(".")
+        if section in ("backbone", "experts", "router") and rest:
+            if section == "router" and rest.startswith("loss_weights."):
+                weights = {**(spec.router.get("loss_weights") or {}), rest.partition(".")[2]: value}
+                spec = spec.with_value("router.loss_weights", weights)
+            else:
+                spec = spec.with_value(key, value)
+        elif section == "optimizer":
+            if rest not in optimizer:
+                raise unknown(f"option of arm {label!r}", key, [f"optimizer.{name}" for name in optimizer])
+            optimizer[rest] = value
+        elif "router" in arm_class(name).uses:
+            spec = spec.with_value(f"router.{key}", value)
+        else:
+            raise UsageError(f"arm {label!r} takes no option {key!r}; use backbone.*, experts.* or optimizer.*")
+    rates = rates_of(optimizer["lr"], "optimizer.lr")
+    return ArmChoice(label, spec, Optimizer(**{**optimizer, "lr": rates[0]}), rates)
+
+
+def _check_router_options(config: Config, choices: Sequence[ArmChoice]) -> None:
+    """An option given for all routers goes to those that take it; one that none takes is an error."""
+    from baselines.routed import ARM_OPTIONS, LAYER_OPTIONS
+    from routers.registry import ROUTERS, option_names
+
+    routed = [choice for choice in choices if "router" in arm_class(choice.spec.name).uses]
+    for key in config.router:
+        takers = []
+        for choice in routed:
+            own = option_names(ROUTERS.get(choice.spec.name))
+            if own is None or key in own or key in LAYER_OPTIONS or key in ARM_OPTIONS:
+                takers.append(choice)
+            else:
+                del choice.spec.router[key]  # type: ignore[attr-defined]
+        if not takers:
+            allowed = {*LAYER_OPTIONS, *ARM_OPTIONS}
+            for choice in routed:
+                allowed.update(option_names(ROUTERS.get(choice.spec.name)) or [])
+            raise unknown("key", f"router.{key}", [f"router.{name}" for name in allowed])
