@@ -43,6 +43,7 @@ def _ping(uri: str) -> None:
 
 
 def is_server(uri: str) -> bool:
+    """Whether the URI is the address of a server, and not of a database."""
     return uri.startswith(("http://", "https://"))
 
 

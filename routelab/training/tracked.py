@@ -27,10 +27,12 @@ _COSTS = (
 
 
 def provenance_of(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Where a record comes from; empty for one that never began."""
     return record.get("provenance") or {}
 
 
 def tags_of(record: Mapping[str, Any]) -> dict[str, str]:
+    """What stands beside a run's numbers: how it ended, where it comes from, and what it leaks."""
     provenance = provenance_of(record)
     status = str(record.get("status", "failed"))
     tags = {
@@ -58,6 +60,7 @@ def tags_of(record: Mapping[str, Any]) -> dict[str, str]:
 
 
 def params_of(record: Mapping[str, Any]) -> dict[str, str]:
+    """The settings of a run as dotted keys, with its arm, seed and data."""
     flat = flat_text(record.get("config") or {})
     for key in ("arm", "seed", "data"):
         if record.get(key) is not None:
