@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from routers.registry import lazy
+from routers.lazy import lazy
 
 if TYPE_CHECKING:
     from baselines.contract import BASELINES, Arm, ArmSpec, Flops, Prediction, Stage, StepLoss, make_arm, register_baseline

@@ -18,7 +18,8 @@ from experts.registry import KINDS
 from routelab.backbones.registry import BACKBONES
 from routers.contract import Routing, must_be_class, must_define
 from routers.errors import PluginError, UsageError, first_line, unknown
-from routers.registry import BUILT_IN, ROUTERS, Registry, check_options
+from routers.options import check_options
+from routers.registry import BUILT_IN, ROUTERS, Registry
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,8 @@ from routelab.backbones.registry import DEFAULT_FOR
 from routers.capacity import Priority
 from routers.contract import Router
 from routers.errors import UsageError, unknown
-from routers.registry import ROUTERS, build_router, check_options, option_names
+from routers.options import check_options, option_names
+from routers.registry import ROUTERS, build_router
 
 LAYER_OPTIONS = ("capacity_factor", "eval_capacity_factor", "capacity_group", "priority", "kernel", "latent_dim")
 """Keys of the router section that belong to the layer, unless the router itself takes an option of that name."""

@@ -19,7 +19,7 @@ from routelab.backbones.registry import DEFAULT_FOR
 from routers.contract import Routing
 from routers.cost import Cost
 from routers.errors import PluginError
-from routers.registry import check_options
+from routers.options import check_options
 
 ARM_OPTIONS = ("name", "hidden", "moe_every")
 """Keys of the backbone section that the arm reads itself; the rest are the backbone's own options."""

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from routers.registry import lazy
+from routers.lazy import lazy
 
 if TYPE_CHECKING:
     from routers.capacity import limit

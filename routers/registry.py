@@ -6,8 +6,6 @@ Nothing is imported before it is asked for, so that the command line can list ev
 from __future__ import annotations
 
 import ast
-import contextvars
-import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -16,22 +14,19 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from importlib.machinery import PathFinder
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from routers.errors import PluginError, PluginWarning, UsageError, first_line, unknown
+from routers.loading import docstring_in, loading, locate
+from routers.options import check_options
 
 if TYPE_CHECKING:
     from routers.contract import Router
 
 T = TypeVar("T")
 Decorated = TypeVar("Decorated")
-
-_loading: contextvars.ContextVar[str | None] = contextvars.ContextVar("routelab_plugin_being_loaded", default=None)
-
 
 BUILT_IN = "built in"
 
@@ -82,7 +77,7 @@ class Registry(Generic[T]):
             named = isinstance(value, type) or inspect.isroutine(value)
             module = value.__module__ if named else sys._getframe(1).f_globals.get("__name__", "?")
             target = f"{module}:{getattr(value, '__qualname__', name)}"
-            self._add(Entry(name, _loading.get() or f"module {module}", target, value))
+            self._add(Entry(name, loading.get() or f"module {module}", target, value))
             return value
 
         return add
@@ -162,7 +157,7 @@ class Registry(Generic[T]):
             module, _, attribute = entry.target.partition(":")
             # An object that was registered by a call is known by the variable that holds it.
             held = vars(sys.modules[module]).items() if entry.value is not None and module in sys.modules else ()
-            text = _docstring(tree, next((key for key, value in held if value is entry.value), attribute))
+            text = docstring_in(tree, next((key for key, value in held if value is entry.value), attribute))
         return text.strip().split("\n")[0]
 
     def problem(self, name: str) -> str | None:
@@ -179,7 +174,7 @@ class Registry(Generic[T]):
 
     def _import(self, entry: Entry) -> Any:
         module, _, attribute = entry.target.partition(":")
-        token = _loading.set(None if entry.origin == BUILT_IN else entry.origin)
+        token = loading.set(None if entry.origin == BUILT_IN else entry.origin)
         try:
             value: Any = importlib.import_module(module)
             for part in attribute.split("."):
@@ -190,7 +185,7 @@ class Registry(Generic[T]):
             reason = f"{type(error).__name__}: {first_line(error)}"
             raise PluginError(f"{self.title(entry.name)} cannot be imported: {reason}") from error
         finally:
-            _loading.reset(token)
+            loading.reset(token)
         return value
 
     def _check(self, entry: Entry) -> None:
@@ -247,79 +242,6 @@ def _same(old: Entry, new: Entry) -> bool:
         return True
     one_is_a_name = (old.value is None) != (new.value is None)
     return one_is_a_name and old.origin != BUILT_IN and old.package == new.package
-
-
-def locate(module: str) -> Path | None:
-    """The file of a module; None if there is none. Unlike `importlib.util.find_spec`, it does not import parent packages,
-    which may be slow or broken."""
-    loaded = getattr(sys.modules.get(module), "__file__", None)
-    if loaded is not None:
-        return Path(loaded)
-    top, *rest = module.split(".")
-    try:
-        spec = importlib.util.find_spec(top)
-    except (ImportError, ValueError):
-        return None
-    name = top
-    for part in rest:
-        if spec is None or spec.submodule_search_locations is None:
-            return None
-        name = f"{name}.{part}"
-        spec = PathFinder.find_spec(name, list(spec.submodule_search_locations))
-    return Path(spec.origin) if spec is not None and spec.has_location and spec.origin else None
-
-
-def _docstring(tree: ast.Module, name: str) -> str:
-    """The docstring of a class or function, or the string that follows the assignment of a constant."""
-    for here, after in zip(tree.body, [*tree.body[1:], None], strict=False):
-        if isinstance(here, (ast.ClassDef, ast.FunctionDef)) and here.name == name:
-            return ast.get_docstring(here) or ""
-        named = isinstance(here, ast.Assign) and any(isinstance(t, ast.Name) and t.id == name for t in here.targets)
-        if named and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
-            return str(after.value.value)
-    return ""
-
-
-def load_plugin(spec: str) -> None:
-    """Import a plugin that the user asked for: a path to a .py file, or a module name. Failure is a UsageError."""
-    token = _loading.set(f"plugin {spec}")
-    try:
-        if spec.endswith(".py") or "/" in spec:
-            path = Path(spec).expanduser().resolve()
-            if not path.is_file():
-                raise UsageError(f"plugin {spec!r}: there is no such file")
-            # Named by its path, so that two plugins called plugin.py do not collide and a reload is recognised.
-            name = f"routelab_plugin_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
-            if name in sys.modules:
-                return
-            module_spec = importlib.util.spec_from_file_location(name, path)
-            if module_spec is None or module_spec.loader is None:
-                raise UsageError(f"plugin {spec!r}: not a Python file")
-            module = importlib.util.module_from_spec(module_spec)
-            sys.modules[name] = module
-            try:
-                module_spec.loader.exec_module(module)
-            except BaseException:
-                del sys.modules[name]
-                raise
-        else:
-            importlib.import_module(spec)
-    except UsageError:
-        raise
-    except (Exception, SystemExit) as error:
-        where = ""
-        if isinstance(error, SyntaxError):
-            where = f" (line {error.lineno})"
-        elif isinstance(error, ModuleNotFoundError) and error.name == spec and Path(f"{spec}.py").is_file():
-            where = f"; a file is given with its ending: {spec}.py"
-        elif error.__traceback__ is not None:
-            frames = inspect.getinnerframes(error.__traceback__)
-            inside = [frame.lineno for frame in frames if frame.filename.endswith(Path(spec).name)]
-            where = f" (line {inside[-1]})" if inside else ""
-        message = error.msg if isinstance(error, SyntaxError) else first_line(error)
-        raise UsageError(f"plugin {spec!r} failed to import: {type(error).__name__}: {message}{where}") from error
-    finally:
-        _loading.reset(token)
 
 
 @contextmanager
@@ -392,58 +314,3 @@ def build_router(name: str, *, d_model: int, num_experts: int, **options: Any) -
         if isinstance(error, ValueError):
             raise UsageError(f"router {name!r}: {error}") from error
         raise
-
-
-def option_names(router: Callable[..., Any], first: int = 2) -> list[str] | None:
-    """Names of the constructor's options after its first arguments; None if it takes any keyword."""
-    parameters = list(inspect.signature(router).parameters.values())
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        return None
-    return [p.name for p in parameters[first:]]
-
-
-def check_options(what: str, target: Callable[..., Any], options: Mapping[str, Any], first: int = 2, section: str = "") -> None:
-    """UsageError for an option that `target` does not take, or whose value is not of the annotated type.
-
-    first: how many arguments are not options. section: the part of the configuration that they stand in. Checked are whole
-    numbers, numbers, truth values and text, alone or with None; values of other types are left to `target`.
-    """
-    allowed = option_names(target, first)
-    try:
-        hints = get_type_hints(cast(Any, target).__init__ if isinstance(target, type) else target)
-    except Exception:
-        # A plugin's annotations need not be importable.
-        hints = {}
-    for key, value in options.items():
-        if allowed is not None and key not in allowed:
-            raise unknown(f"option of {what}", f"{section}{key}", [f"{section}{name}" for name in allowed])
-        hint = hints.get(key)
-        parts = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-        fixed = [choice for part in parts if get_origin(part) is Literal for choice in get_args(part)]
-        kinds = [part for part in parts if get_origin(part) is not Literal]
-        if not set(kinds) & set(_WORDS) or not set(kinds) <= {*_WORDS, NoneType}:
-            continue
-        if value not in fixed and type(value) not in kinds and not (float in kinds and type(value) is int):
-            words = [_WORDS[kind] for kind in kinds if kind is not NoneType]
-            words += map(repr, fixed)
-            words += ["null"] if NoneType in kinds else []
-            raise UsageError(f"{what}: {key} is {value!r}; it must be {' or '.join(words)}")
-
-
-_WORDS: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-
-
-def lazy(package: str, names: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """`__getattr__` and `__dir__` for a package whose public names are imported on first use. names: name -> module."""
-
-    def get(name: str) -> Any:
-        if name not in names:
-            raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        value = getattr(importlib.import_module(names[name]), name)
-        setattr(sys.modules[package], name, value)
-        return value
-
-    def listed() -> list[str]:
-        return sorted({*names, *vars(sys.modules[package])})
-
-    return get, listed

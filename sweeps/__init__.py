@@ -1,6 +1,6 @@
 """Sweeps: the settings of each arm, chosen by Optuna at equal tuning budgets, by any number of workers that may die."""
 
-from routers.registry import lazy
+from routers.lazy import lazy
 
 __all__ = ["Sweep", "expected_best", "front", "open_sweep", "run_sweep"]
 

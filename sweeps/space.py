@@ -18,7 +18,8 @@ from routelab.training.arms import ArmChoice
 from routelab.training.config import Optimizer
 from routelab.training.optimizer import suggest as suggest_optimizer
 from routers.errors import PluginError, UsageError, unknown
-from routers.registry import ROUTERS, option_names
+from routers.options import option_names
+from routers.registry import ROUTERS
 
 Settings = dict[str, Any]
 """Dotted names, as in a configuration, to values."""

@@ -1,25 +1,20 @@
-"""The figures of an analysis, each with the numbers that it shows.
-
-At most four layers are drawn, evenly spaced from the first to the last; the CSV files hold them all.
-"""
+"""The figures of an analysis, each with the numbers that it shows."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from routelab.analysis.ablation_figures import by_group, rerouting, single_experts
+from routelab.analysis.panels import GREY, TITLES, panels_of, shown_layers, whole_numbers
 from routelab.analysis.selection import QUANTILES
 from routelab.comparison.drawing import Drawn, colour, dash, legend, log_axis, marker, sheet, style
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    pass
 
 Found = Mapping[str, Any]
-_PANELS = 4
-_GREY = "#7d838a"
-TITLES = {"domain": "domain", "class": "class", "target": "quarter of the target", "byte": "kind of byte"}
 
 
 def figures_of(found: Found) -> list[Drawn]:
@@ -44,39 +39,6 @@ def figures_of(found: Found) -> list[Drawn]:
     return [each for each in drawn if each is not None]
 
 
-def shown_layers(count: int) -> list[int]:
-    """The layers that are drawn of so many."""
-    most = min(count, _PANELS)
-    return sorted({round(place * (count - 1) / max(1, most - 1)) for place in range(most)})
-
-
-def _panels(layers: Sequence[int], height: float, below: int = 0, square: bool = False) -> tuple[Figure, list[Axes]]:
-    """A panel for each layer, two beside each other, with `below` lines for a legend."""
-    from matplotlib.figure import Figure
-
-    columns = min(2, len(layers))
-    rows = math.ceil(len(layers) / columns)
-    figure = Figure(figsize=(7.5, height * rows + 0.24 * below), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False, sharey=not square)
-    for place, axes in enumerate(grid.flat):
-        if place >= len(layers):
-            axes.set_visible(False)
-            continue
-        axes.set_title(f"layer {layers[place]}", fontsize=11)
-        if not square:
-            axes.grid(True, alpha=0.2)
-            axes.spines[["top", "right"]].set_visible(False)
-            _whole_numbers(axes)
-    return figure, list(grid.flat)[: len(layers)]
-
-
-def _whole_numbers(axes: Axes) -> None:
-    """Ticks for layers and experts."""
-    from matplotlib.ticker import MaxNLocator
-
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-
-
 def distribution(found: Found, name: str) -> Drawn | None:
     """Which part of each group's choices each expert gets, as Mixtral's figure 7."""
     label = found["labels"][name]
@@ -86,12 +48,12 @@ def distribution(found: Found, name: str) -> Drawn | None:
     there = [place for place in range(len(label["names"])) if any(mass[place] > 0 for mass in label["mass"])]
     names = [label["names"][place] for place in there]
     columns = max(1, min(3, 84 // (max(map(len, names)) + 8)))
-    figure, panels = _panels(layers, 2.7, math.ceil(len(names) / columns))
+    figure, panels = panels_of(layers, 2.7, math.ceil(len(names) / columns))
     handles: list[Any] = []
     for axes, layer in zip(panels, layers, strict=True):
         table = label["distribution"][layer]
         experts, places = found["layers"][layer]["experts"], range(len(table[0]))
-        axes.axhline(1 / experts, color=_GREY, linewidth=1, linestyle="--")
+        axes.axhline(1 / experts, color=GREY, linewidth=1, linestyle="--")
         if len(places) > experts:
             # The word is wider than a number: its neighbour goes without one.
             ticks = range(0, max(1, experts - 1), max(1, experts // 8))
@@ -138,7 +100,7 @@ def told(found: Found) -> Drawn | None:
         for layer, test in points:
             # What chance gives, less its mean.
             low, high = (test["null"][place] - test["null"][0] for place in (1, 2))
-            axes.plot([layer + 0.06 * index] * 2, [low, high], color=_GREY, linewidth=6, alpha=0.35, solid_capstyle="butt")
+            axes.plot([layer + 0.06 * index] * 2, [low, high], color=GREY, linewidth=6, alpha=0.35, solid_capstyle="butt")
             rows.append([name, layer, test["bits"], *test["null"], test["corrected"], test["p"], test["most"], test["units"],
                          test["miller_madow"]])  # fmt: skip
         handles += axes.plot(
@@ -148,8 +110,8 @@ def told(found: Found) -> Drawn | None:
             marker=marker(index),
             color=colour(index),
         )
-    axes.axhline(0, color=_GREY, linewidth=1)
-    _whole_numbers(axes)
+    axes.axhline(0, color=GREY, linewidth=1)
+    whole_numbers(axes)
     axes.set_xlabel("layer")
     axes.set_ylabel("bits about the label")
     legend(figure, handles, [TITLES[name] for name in labels], columns)
@@ -191,7 +153,7 @@ def repetition(found: Found) -> Drawn | None:
         handles += axes.plot(x, [test["share"]["mean"] for _, test in points], marker="o", color=colour(index))
         handles += axes.plot(x, [test["chance"] for _, test in points], "--", marker="x", color=colour(index), alpha=0.7)
         names += [name, f"{name}, by chance"]
-    _whole_numbers(axes)
+    whole_numbers(axes)
     axes.set_ylim(bottom=0)
     axes.set_xlabel("layer")
     axes.set_ylabel("share of neighbours")
@@ -247,7 +209,7 @@ def confident(found: Found) -> Drawn | None:
         ]
     axes.set_ylim(0, 1.02)
     axes.set_xlim(-0.6, len(found["layers"]) - 0.4)
-    _whole_numbers(axes)
+    whole_numbers(axes)
     axes.set_xlabel("layer")
     axes.set_ylabel("largest probability")
     legend(figure, handles, ["5% to 95% of tokens", "25% to 75%", "median"], columns)
@@ -261,9 +223,9 @@ def loads(found: Found) -> Drawn:
     """Load of every expert on the sample."""
     layers = found["layers"]
     shown = shown_layers(len(layers))
-    figure, panels = _panels(shown, 2.3)
+    figure, panels = panels_of(shown, 2.3)
     for axes, layer in zip(panels, shown, strict=True):
-        axes.axhline(1, color=_GREY, linewidth=1, linestyle="--")
+        axes.axhline(1, color=GREY, linewidth=1, linestyle="--")
         axes.bar(range(layers[layer]["experts"]), layers[layer]["load"], color=colour(0))
         axes.set_xlabel("expert")
     for axes in panels[::2]:
@@ -302,7 +264,7 @@ def maps(found: Found) -> Iterator[Drawn]:
             continue
         places = list(tables)
         layers = [places[place] for place in shown_layers(len(places))]
-        figure, panels = _panels(layers, 3.1, square=True)
+        figure, panels = panels_of(layers, 3.1, square=True)
         norm, colours = Normalize(low, high), colormaps[palette]
         for axes, layer in zip(panels, layers, strict=True):
             # As paths: a page without other files may show no image.
@@ -345,111 +307,3 @@ def churn(found: Found) -> Drawn | None:
         "churn", "Churn over training", "Share of validation tokens whose first choice changed since the check before",
         "On the validation split, mean over layers, as recorded while it trained.", figure, rows,
     )  # fmt: skip
-
-
-_SINGLE = {
-    "without": ("Loss without an expert", "The expert's rows go to nothing; weights of the others stay as they are."),
-    "only": ("One expert alone", "In this layer one expert does the work of all, with the sum of each token's weights."),
-}
-
-
-def single_experts(found: Found, kind: str) -> Drawn | None:
-    """Rise of the loss with one expert off, or alone, for each expert."""
-    rows_of = [row for row in found["ablation"] if row["kind"] == kind]
-    if not rows_of:
-        return None
-    places = sorted({row["layer"] for row in rows_of})
-    layers = [places[place] for place in shown_layers(len(places))]
-    figure, panels = _panels(layers, 2.5)
-    for axes, layer in zip(panels, layers, strict=True):
-        axes.axhline(0, color=_GREY, linewidth=1)
-        for row in rows_of:
-            if row["layer"] == layer:
-                _bar(axes, row["expert"], row["rise"], 0)
-        axes.set_xlabel("expert")
-    for axes in panels[::2]:
-        axes.set_ylabel("rise of the test loss")
-    title, note = _SINGLE[kind]
-    table: list[list[Any]] = [["layer", "expert", "rise", "low", "high", "examples"]]
-    table += [[row["layer"], row["expert"], *_numbers(row["rise"])] for row in rows_of]
-    return Drawn(
-        f"loss-{kind}", title, f"{title}: rise of the test loss for each expert",
-        f"{note} Nothing is trained anew. 95% t-intervals over examples, paired with the whole model.", figure, table,
-    )  # fmt: skip
-
-
-def by_group(found: Found, name: str) -> Drawn | None:
-    """Rise of the loss without each expert, for each domain or class."""
-    rows_of = [row for row in found["ablation"] if row["kind"] == "without" and row["by"].get(name)]
-    if not rows_of:
-        return None
-    names = [each for each in found["labels"][name]["names"] if any(each in row["by"][name] for row in rows_of)]
-    places = sorted({row["layer"] for row in rows_of})
-    layers = [places[place] for place in shown_layers(len(places))]
-    columns = max(1, min(3, 84 // (max(map(len, names)) + 8)))
-    figure, panels = _panels(layers, 2.7, math.ceil(len(names) / columns))
-    handles: list[Any] = []
-    for axes, layer in zip(panels, layers, strict=True):
-        axes.axhline(0, color=_GREY, linewidth=1)
-        mine, handles = [row for row in rows_of if row["layer"] == layer], []
-        for index, group in enumerate(names):
-            shift = 0.6 * ((index + 0.5) / len(names) - 0.5)
-            for row in mine:
-                if group in row["by"][name]:
-                    _bar(axes, row["expert"] + shift, row["by"][name][group], index, thin=True)
-            handles += axes.plot([], [], marker(index), color=colour(index))
-        axes.set_xlabel("expert")
-    for axes in panels[::2]:
-        axes.set_ylabel("rise of the test loss")
-    legend(figure, handles, names, columns)
-    table: list[list[Any]] = [["layer", "expert", name, "rise", "low", "high", "examples"]]
-    table += [
-        [row["layer"], row["expert"], group, *_numbers(each)] for row in rows_of for group, each in row["by"][name].items()
-    ]
-    return Drawn(
-        f"loss-without-by-{name}", f"Loss without an expert, by {TITLES[name]}",
-        f"Rise of the test loss without each expert, by {TITLES[name]}",
-        "An expert that serves one group hurts that group when it is gone. 95% t-intervals over the group's examples.", figure, table,
-    )  # fmt: skip
-
-
-_REROUTED = {"random": "random routing", "swapped": "another example's routing", "even": "even weights"}
-
-
-def rerouting(found: Found) -> Drawn | None:
-    """Rise of the loss when experts are drawn, taken from another example, or weighed alike."""
-    rows_of = [row for row in found["ablation"] if row["kind"] in _REROUTED]
-    if not rows_of:
-        return None
-    figure, axes, columns = sheet(3, 26, 3.2)
-    count = len(found["layers"])
-    places = [None, *range(count)] if count > 1 else list(range(count))
-    axes.axhline(0, color=_GREY, linewidth=1)
-    handles = []
-    for index, kind in enumerate(_REROUTED):
-        for row in rows_of:
-            if row["kind"] == kind:
-                _bar(axes, places.index(row["layer"]) + 0.18 * (index - 1), row["rise"], index)
-        handles += axes.plot([], [], marker(index), color=colour(index))
-    axes.set_xticks(range(len(places)), ["all" if place is None else str(place) for place in places])
-    axes.set_xlabel("layer")
-    axes.set_ylabel("rise of the test loss")
-    legend(figure, handles, list(_REROUTED.values()), columns)
-    table: list[list[Any]] = [["kind", "layer", "rise", "low", "high", "examples"]]
-    table += [[row["kind"], "all" if row["layer"] is None else row["layer"], *_numbers(row["rise"])] for row in rows_of]
-    return Drawn(
-        "rerouting", "Does it matter who does the work?", "Rise of the test loss under random, swapped and even routing",
-        "Random: other experts, as many and with the same weights. Another example's: the plan of the example before it, position by "
-        "position. Even: the same experts, all with the mean weight. 95% t-intervals over examples.", figure, table,
-    )  # fmt: skip
-
-
-def _bar(axes: Axes, x: float, rise: Mapping[str, Any], index: int, thin: bool = False) -> None:
-    """A mean with its interval."""
-    if all(math.isfinite(rise[key]) for key in ("low", "high")):
-        axes.plot([x, x], [rise["low"], rise["high"]], color=colour(index), linewidth=1 if thin else 2, alpha=0.7)
-    axes.plot([x], [rise["mean"]], marker(index), color=colour(index), markersize=4 if thin else 6)
-
-
-def _numbers(interval: Mapping[str, Any]) -> list[Any]:
-    return [interval[key] for key in ("mean", "low", "high", "n")]

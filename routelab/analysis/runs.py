@@ -19,7 +19,7 @@ from routelab.training.loop import WEIGHTS
 from routelab.training.record import read_json
 from routelab.training.store import sqlite_path
 from routers.errors import UsageError
-from routers.registry import load_plugin
+from routers.loading import load_plugin
 
 TOKENS = 32_768
 """Tokens of the test split that are looked at, unless a number of examples is asked for."""

@@ -15,7 +15,7 @@ def analyze(run: str, uri: str, output: str | None, examples: int | None, as_jso
     from routelab.analysis.runs import open_run
     from routelab.comparison.compare import check_writable
     from routelab.training.record import plain
-    from routelab.training.tracking import leave
+    from routelab.training.stored import leave
 
     out = console(quiet=as_json)
     opened = open_run(run, uri, examples=examples)

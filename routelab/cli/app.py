@@ -38,7 +38,7 @@ def root(
 ) -> None:
     """Options that stand before the command."""
     _plugins[:] = plugin or []
-    from routers.registry import load_plugin
+    from routers.loading import load_plugin
 
     for spec in _plugins:
         load_plugin(spec)

@@ -367,7 +367,7 @@ def new(kind: str, name: str, into: str, as_json: bool) -> None:
 
 def serve(uri: str, port: int) -> int:
     """Run the MLflow UI until Ctrl-C."""
-    from routelab.training.tracking import ui_command
+    from routelab.training.stored import ui_command
 
     if not 1 <= port <= 65535:
         raise UsageError(f"--port {port} must be between 1 and 65535")

@@ -18,7 +18,7 @@ from routelab.data.contract import DataSet
 from routelab.training.loop import WEIGHTS
 from routelab.training.record import read_json, write_json
 from routers.errors import UsageError
-from routers.registry import load_plugin
+from routers.loading import load_plugin
 
 BATCH_SIZES = (1, 16, 256)
 _ROUNDS = 7

@@ -13,9 +13,9 @@ from routelab.training.config import Budget, Optimizer, TrainerOptions, flatten
 from routelab.training.loop import RunSpec, execute
 from routelab.training.module import Observer
 from routelab.training.record import read_json
-from routelab.training.tracking import recorded
+from routelab.training.stored import recorded
 from routers.errors import UsageError
-from routers.registry import load_plugin
+from routers.loading import load_plugin
 
 RECORD = "record.json"
 _PLACES = ("platform", "python", "versions", "git_revision", "git_diff", "data_digest")

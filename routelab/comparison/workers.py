@@ -152,7 +152,7 @@ class _Reporter(Observer):
 def _work(job: Job) -> dict[str, Any]:
     try:
         for plugin in job.spec.plugins:
-            from routers.registry import load_plugin
+            from routers.loading import load_plugin
 
             load_plugin(plugin)
         run = execute(job.spec, folder=job.folder, key=job.key, observer=_Reporter(job.key))

@@ -9,7 +9,7 @@ class TestMine(RouterConformance):
 
 from typing import TYPE_CHECKING
 
-from routers.registry import lazy
+from routers.lazy import lazy
 
 if TYPE_CHECKING:
     from routelab.conformance.rules import Check

@@ -17,8 +17,8 @@ from routelab.conformance.subject import Subject, tokens
 from routelab.conformance.training import gradients_of, quiet
 from routelab.training.distributed import average_gradients, launch
 from routers.contract import Router
+from routers.loading import load_plugin
 from routers.processes import processes
-from routers.registry import load_plugin
 
 Case = tuple[str | type[Router], Mapping[str, Any]]
 

@@ -17,7 +17,8 @@ from experts.initialisation import initialise
 from experts.mixture import MixtureLayer
 from routers.contract import Router, RouterInput, Routing
 from routers.errors import UsageError
-from routers.registry import ROUTERS, check_options
+from routers.options import check_options
+from routers.registry import ROUTERS
 
 VOCABULARY, WIDTH, HIDDEN = 50, 8, 12
 _COUNTS = (4, 8, 16, 32, 64)

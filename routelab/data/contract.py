@@ -17,7 +17,8 @@ from baselines.task import Batch, Task
 from experts.initialisation import key
 from routelab.data.registry import DATA
 from routers.errors import PluginError, UsageError
-from routers.registry import BUILT_IN, check_options
+from routers.options import check_options
+from routers.registry import BUILT_IN
 
 Loader = TypeVar("Loader", bound=Callable[..., Any])
 

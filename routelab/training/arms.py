@@ -102,7 +102,8 @@ def _choice(config: Config, name: str, label: str, options: Mapping[str, Any]) -
 def _check_router_options(config: Config, choices: Sequence[ArmChoice]) -> None:
     """An option given for all routers goes to those that take it; one that none takes is an error."""
     from baselines.routed import ARM_OPTIONS, LAYER_OPTIONS
-    from routers.registry import ROUTERS, option_names
+    from routers.options import option_names
+    from routers.registry import ROUTERS
 
     routed = [(choice, router) for choice in choices if (router := router_of(choice.spec)) is not None]
     for key in config.router:

@@ -237,7 +237,7 @@ def resolve(
         final.budget.steps = DEFAULT_STEPS
     final.plugins = list(dict.fromkeys([*final.plugins, *plugins]))
     for plugin in final.plugins:
-        from routers.registry import load_plugin
+        from routers.loading import load_plugin
 
         load_plugin(plugin)
     _name_backbone(final, sources)

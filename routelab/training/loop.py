@@ -27,7 +27,7 @@ from routelab.training.module import Endless, NotFiniteError, Observer, Slices, 
 from routelab.training.record import provenance
 from routelab.training.state import Checkpoint
 from routers.errors import PluginError, UsageError
-from routers.registry import load_plugin
+from routers.loading import load_plugin
 
 WEIGHTS = "weights.ckpt"
 

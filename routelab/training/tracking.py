@@ -7,8 +7,6 @@ import itertools
 import json
 import logging
 import os
-import sys
-import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from routelab.training.heatmap import load_figure, load_table
-from routelab.training.record import finite, plain, read_json
-from routelab.training.store import absolute, initialising, is_server, reason, shown, sqlite_path
+from routelab.training.record import finite, plain
+from routelab.training.store import absolute, initialising, reason, shown, sqlite_path
 from routelab.training.tracked import (
     CELL_TAG,
     NOTE_LIMIT,
@@ -33,7 +31,7 @@ from routers.errors import UsageError
 
 _METRICS_PER_BATCH = 800  # with parameters and tags, a call takes 1,000
 _PARAMS_PER_BATCH = 100
-_QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
+QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
 # The defaults of mlflow retry for minutes: a server that died would hold up every cell of a comparison.
 _IMPATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
 
@@ -79,7 +77,7 @@ class Tracker:
             return
         try:
             with initialising(self.uri):
-                client = _client(self.uri)
+                client = client_of(self.uri)
                 self._experiment_id = self._prepare(client)
         except UsageError:
             raise
@@ -398,48 +396,9 @@ class Tracker:
             self.problems.append(f"tracking.uri {shown(self.uri)!r}: {consequence}: {reason(error)}")
 
 
-def recorded(uri: str, run_id: str, artifact: str) -> dict[str, Any]:
-    """A JSON object that was left with a run; UsageError if the store, the run or the object is not there."""
-    database = sqlite_path(uri)
-    if database is not None and not database.is_file():
-        raise UsageError(f"tracking.uri {shown(uri)!r}: there is no such store")
-    client = _client(absolute(uri))
-    try:
-        client.get_run(run_id)
-        with tempfile.TemporaryDirectory() as folder:
-            found = read_json(Path(client.download_artifacts(run_id, artifact, folder)))
-    except Exception as error:
-        raise UsageError(f"run {run_id!r} in tracking.uri {shown(uri)!r}: {reason(error)}") from error
-    if found is None:
-        raise UsageError(f"run {run_id!r} in tracking.uri {shown(uri)!r} has no readable {artifact}")
-    return found
-
-
-def leave(uri: str, run_id: str, paths: Iterable[Path], folder: str) -> None:
-    """Copies files, and folders under their own name, into `folder` of a run's artifacts; UsageError if that fails."""
-    client = _client(absolute(uri))
-    try:
-        for path in paths:
-            if path.is_dir():
-                client.log_artifacts(run_id, str(path), artifact_path=f"{folder}/{path.name}")
-            else:
-                client.log_artifact(run_id, str(path), artifact_path=folder)
-    except Exception as error:
-        raise UsageError(f"run {run_id!r} in tracking.uri {shown(uri)!r} takes no artifacts: {reason(error)}") from error
-
-
-def ui_command(uri: str, port: int) -> tuple[list[str], dict[str, str]]:
-    """The command and the whole environment that serve the MLflow UI over a store, on this machine only."""
-    if is_server(uri):
-        raise UsageError(f"tracking.uri {shown(uri)!r} is a server already: open that address in a browser")
-    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", absolute(uri)]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    return command, {**os.environ, **_QUIET, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-
-
-def _client(uri: str) -> Any:
+def client_of(uri: str) -> Any:
     """A client of its own: the global tracking URI of mlflow is neither read nor set."""
-    os.environ.update(_QUIET)
+    os.environ.update(QUIET)
     for key, value in _IMPATIENT.items():
         os.environ.setdefault(key, value)
     try:

@@ -7,7 +7,8 @@ from baselines.contract import ArmSpec, make_arm
 from baselines.task import Task
 from routelab.backbones.contract import BACKBONES, Backbone, InputSpec
 from routelab.comparison.compare import compare
-from routers.registry import load_plugin, only_for_now
+from routers.loading import load_plugin
+from routers.registry import only_for_now
 
 PLUGIN = '''
 import torch

@@ -5,7 +5,8 @@ import sys
 import pytest
 
 from routers.errors import PluginError, PluginWarning, UsageError
-from routers.registry import load_plugin, register_router
+from routers.loading import load_plugin
+from routers.registry import register_router
 
 ROUTER = '''from routers import Router, register_router
 

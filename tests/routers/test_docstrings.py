@@ -5,7 +5,8 @@ import re
 
 import pytest
 
-from routers.registry import ROUTERS, option_names
+from routers.options import option_names
+from routers.registry import ROUTERS
 
 BUILT_IN = [name for name in ROUTERS.names() if ROUTERS.origin(name) == "built in"]
 

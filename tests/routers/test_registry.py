@@ -8,7 +8,9 @@ import pytest
 
 from routers.contract import Router
 from routers.errors import UsageError
-from routers.registry import ROUTERS, build_router, check_options, load_plugin, only_for_now, option_names, register_router
+from routers.loading import load_plugin
+from routers.options import check_options, option_names
+from routers.registry import ROUTERS, build_router, only_for_now, register_router
 from routers.topk import TopKRouter
 
 PLUGIN = '''"""A plugin."""

@@ -91,7 +91,8 @@ def test_two_processes_equal_one(tmp_path, name, router):
     if name == "balanced_by_bias":
         (tmp_path / "plugin.py").write_text(PLUGIN)
         plugins = (str(tmp_path / "plugin.py"),)
-        from routers.registry import ROUTERS, load_plugin
+        from routers.loading import load_plugin
+        from routers.registry import ROUTERS
 
         if name not in ROUTERS:
             load_plugin(plugins[0])

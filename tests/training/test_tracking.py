@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from routelab.training.tracking import Tracker, ui_command
+from routelab.training.stored import ui_command
+from routelab.training.tracking import Tracker
 from routers.errors import UsageError
 
 mlflow = pytest.importorskip("mlflow")

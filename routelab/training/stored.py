@@ -1,0 +1,54 @@
+"""Runs that are in a store already: what lies with them is read, more is left with them, and the MLflow UI shows them."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from routelab.training.record import read_json
+from routelab.training.store import absolute, is_server, reason, shown, sqlite_path
+from routelab.training.tracking import QUIET, client_of
+from routers.errors import UsageError
+
+
+def recorded(uri: str, run_id: str, artifact: str) -> dict[str, Any]:
+    """A JSON object that was left with a run; UsageError if the store, the run or the object is not there."""
+    database = sqlite_path(uri)
+    if database is not None and not database.is_file():
+        raise UsageError(f"tracking.uri {shown(uri)!r}: there is no such store")
+    client = client_of(absolute(uri))
+    try:
+        client.get_run(run_id)
+        with tempfile.TemporaryDirectory() as folder:
+            found = read_json(Path(client.download_artifacts(run_id, artifact, folder)))
+    except Exception as error:
+        raise UsageError(f"run {run_id!r} in tracking.uri {shown(uri)!r}: {reason(error)}") from error
+    if found is None:
+        raise UsageError(f"run {run_id!r} in tracking.uri {shown(uri)!r} has no readable {artifact}")
+    return found
+
+
+def leave(uri: str, run_id: str, paths: Iterable[Path], folder: str) -> None:
+    """Copies files, and folders under their own name, into `folder` of a run's artifacts; UsageError if that fails."""
+    client = client_of(absolute(uri))
+    try:
+        for path in paths:
+            if path.is_dir():
+                client.log_artifacts(run_id, str(path), artifact_path=f"{folder}/{path.name}")
+            else:
+                client.log_artifact(run_id, str(path), artifact_path=folder)
+    except Exception as error:
+        raise UsageError(f"run {run_id!r} in tracking.uri {shown(uri)!r} takes no artifacts: {reason(error)}") from error
+
+
+def ui_command(uri: str, port: int) -> tuple[list[str], dict[str, str]]:
+    """The command and the whole environment that serve the MLflow UI over a store, on this machine only."""
+    if is_server(uri):
+        raise UsageError(f"tracking.uri {shown(uri)!r} is a server already: open that address in a browser")
+    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", absolute(uri)]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    return command, {**os.environ, **QUIET, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
