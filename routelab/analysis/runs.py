@@ -13,7 +13,7 @@ from torch import Tensor
 from baselines.single import SingleBackbone
 from baselines.task import Batch
 from routelab.comparison.inference import trained
-from routelab.comparison.replay import RECORD, find_record, spec_of
+from routelab.comparison.replay import RECORD, find_record, run_folder, spec_of
 from routelab.data.contract import DataSet, load
 from routelab.training.loop import WEIGHTS
 from routelab.training.record import read_json
@@ -55,8 +55,8 @@ class TrainedRun:
 def open_run(run: str, uri: str | None, results: Path = Path("results"), examples: int | None = None) -> TrainedRun:
     """A routed run, ready to be looked at; UsageError in one sentence if it is not routed, failed, or left no weights.
 
-    run: its folder, its cell's address, or its id in the MLflow store at `uri`. examples: how many of the test split to look
-    at, drawn without replacement, always the same (default: `TOKENS` tokens, at least 64 examples).
+    run: as `find_record` takes it. examples: how many of the test split to look at, drawn without replacement, always the same
+    (default: `TOKENS` tokens, at least 64 examples).
     """
     if examples is not None and examples < 2:
         raise UsageError(f"--examples is {examples}; it must be at least 2")
@@ -88,11 +88,9 @@ def open_run(run: str, uri: str | None, results: Path = Path("results"), example
 def _folder(run: str, record: Mapping[str, Any], uri: str | None, results: Path) -> Path:
     """Where the run left its weights: its own folder; for a run known by its id, that of its cell, or of a single run with the
     same cell, in `results` or beside the store."""
-    path = Path(run)
-    if path.is_file():
-        return path.parent
-    if path.is_dir():
-        return path
+    known = run_folder(run, results)
+    if known is not None:
+        return known
     cell = str((record.get("provenance") or {}).get("cell"))
     store = sqlite_path(uri) if uri else None
     roots = [results, *([store.parent] if store is not None else [])]
@@ -106,4 +104,4 @@ def _folder(run: str, record: Mapping[str, Any], uri: str | None, results: Path)
 
 
 def _mlflow_id(run: str, folder: Path) -> str | None:
-    return None if Path(run).exists() or folder.name == run else run
+    return None if run_folder(run) is not None or folder.name == run else run

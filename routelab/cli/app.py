@@ -117,6 +117,7 @@ def train_command(words: Words = None, as_json: AsJson = False, print_config: Sh
 
 Store = Annotated[str, typer.Option(help="The tracking store, where RUN is the id of a run in MLflow.")]
 _STORE = "sqlite:///results/mlflow.db"
+_RUN = "A run's folder, one of a comparison (results/NAME/ARM-sSEED), a cell's address, or an id in MLflow."
 
 
 @app.command(name="report")
@@ -138,7 +139,7 @@ def report_command(
 
 @app.command(name="replay")
 def replay_command(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, its cell's address, or its id in MLflow.")],
+    run: Annotated[str, typer.Argument(metavar="RUN", help=_RUN)],
     uri: Store = _STORE,
     as_json: AsJson = False,
 ) -> None:
@@ -153,7 +154,7 @@ def replay_command(
 
 @app.command(name="explain")
 def explain_command(
-    first: Annotated[str, typer.Argument(metavar="RUN_A", help="A run's folder, its cell's address, or its id in MLflow.")],
+    first: Annotated[str, typer.Argument(metavar="RUN_A", help=_RUN)],
     second: Annotated[str, typer.Argument(metavar="RUN_B", help="Likewise.")],
     uri: Store = _STORE,
     as_json: AsJson = False,
@@ -169,7 +170,7 @@ def explain_command(
 
 @app.command(name="analyze")
 def analyze_command(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, its cell's address, or its id in MLflow.")],
+    run: Annotated[str, typer.Argument(metavar="RUN", help=_RUN)],
     uri: Store = _STORE,
     output: Annotated[str | None, typer.Option(help="Where the page goes (RUN's folder, in analysis/).")] = None,
     examples: Annotated[int | None, typer.Option(help="Of the test split (as many as hold 32768 tokens).")] = None,

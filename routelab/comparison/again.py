@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from routelab.comparison.across import interquartile_mean, probability_of_improvement, ranks
+from routelab.comparison.cells import cell_folder
 from routelab.comparison.report import write_report
 from routelab.comparison.summary import differences
 from routelab.training.record import read_json, write_json
@@ -35,7 +36,7 @@ def finished_comparison(name: str, results: Path = Path("results")) -> tuple[Pat
         )
     records = []
     for label, seed, key in summary["cells"]:
-        found = read_json(folder.parent / "cells" / str(key) / "record.json")
+        found = read_json(cell_folder(folder, str(key)) / "record.json")
         lost = {"seed": seed, "status": "failed", "error": "its record is gone", "test": {}, "curve": []}
         records.append({**(found or lost), "arm": label})
     return folder, summary, records

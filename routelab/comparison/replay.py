@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from baselines.contract import ArmSpec
+from routelab.comparison.cells import cell_folder
 from routelab.data.contract import load
 from routelab.training.config import Budget, Optimizer, TrainerOptions, flatten
 from routelab.training.loop import RunSpec, execute
 from routelab.training.module import Observer
 from routelab.training.record import read_json
 from routelab.training.stored import recorded
-from routers.errors import UsageError
+from routers.errors import UsageError, unknown
 from routers.loading import load_plugin
 
 RECORD = "record.json"
@@ -24,19 +25,44 @@ _PLACES = ("platform", "python", "versions", "git_revision", "git_diff", "data_d
 def find_record(run: str, uri: str | None, results: Path = Path("results")) -> dict[str, Any]:
     """The record of a run; UsageError if there is none.
 
-    run: the folder of a run or its record.json, the address of a cell (20 hexadecimal digits, in `results`/cells), or the id
-    of a run in the MLflow store at `uri`.
+    run: what `run_folder` takes, or the id of a run in the MLflow store at `uri`.
     """
-    path = Path(run)
-    for place in (path, path / RECORD, results / "cells" / run / RECORD):
-        if place.is_file():
-            found = read_json(place)
-            if found is None or not found.get("config"):
-                raise UsageError(f"run {run!r}: {str(place)!r} is damaged, or not the record of a run")
-            return found
+    folder = run_folder(run, results)
+    if folder is not None:
+        found = read_json(folder / RECORD)
+        if found is None or not found.get("config"):
+            raise UsageError(f"run {run!r}: {str(folder / RECORD)!r} is damaged, or not the record of a run")
+        return found
     if uri is None:
         raise UsageError(f"run {run!r} is no folder and no cell in {str(results / 'cells')!r}, and there is no store to ask")
     return recorded(uri, run, RECORD)
+
+
+def run_folder(run: str, results: Path = Path("results")) -> Path | None:
+    """The folder of a run's record and weights, None if there is none.
+
+    run: that folder or its record.json, a run of a comparison by its arm and seed (`results/language/switch-s0`), or the address
+    of a cell (20 hexadecimal digits, in `results`/cells). UsageError if it names a comparison, or none of its runs.
+    """
+    path = Path(run)
+    if path.name == RECORD and path.is_file():
+        return path.parent
+    for place in (path, results / "cells" / run):
+        if (place / RECORD).is_file():
+            return place
+    whole = runs_of(path)
+    if whole:
+        raise UsageError(f"run {run!r} is a comparison; name one of its runs, such as {str(path / next(iter(whole)))!r}")
+    parts = runs_of(path.parent)
+    if parts and path.name not in parts:
+        raise unknown(f"run of {str(path.parent)!r}", path.name, parts)
+    return parts.get(path.name)
+
+
+def runs_of(comparison: Path) -> dict[str, Path]:
+    """The runs of a comparison's folder, as ARM-sSEED, and where they lie; empty if it is none."""
+    cells = (read_json(comparison / "summary.json") or {}).get("cells") or []
+    return {f"{label}-s{seed}": cell_folder(comparison, str(key)) for label, seed, key in cells}
 
 
 def spec_of(record: Mapping[str, Any]) -> RunSpec:

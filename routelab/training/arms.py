@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from baselines.contract import ArmSpec, arm_class, arm_names, router_of
-from routelab.training.config import Config, Optimizer, flatten, rates_of
+from routelab.training.config import EXPERT_KEYS, Config, Optimizer, flatten, rates_of
 from routers.errors import PluginError, UsageError, unknown
 
 
@@ -83,6 +83,8 @@ def _choice(config: Config, name: str, label: str, options: Mapping[str, Any]) -
             if section == "router" and rest.startswith("loss_weights."):
                 weights = {**(spec.router.get("loss_weights") or {}), rest.partition(".")[2]: value}
                 spec = spec.with_value("router.loss_weights", weights)
+            elif section == "experts" and rest not in EXPERT_KEYS:
+                raise unknown(f"option of arm {label!r}", key, [f"experts.{name}" for name in EXPERT_KEYS])
             else:
                 spec = spec.with_value(key, value)
         elif section == "optimizer":

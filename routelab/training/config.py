@@ -18,6 +18,7 @@ from routers.errors import UsageError, unknown
 
 PRECISIONS = ("auto", "32-true", "bf16-mixed")
 SCHEDULES = ("cosine", "linear", "constant")
+EXPERT_KEYS = ("count", "hidden", "shared", "kind", "bias", "rank", "zero", "copy", "constant")
 MATCHES = ("flops_per_example", "total_params", "active_params", "train_flops", "none")
 DEFAULT_STEPS = 300
 
@@ -381,10 +382,9 @@ def _check_values(config: Config) -> None:
         name = getattr(config, section).get("name")
         if name not in registry:
             raise unknown(f"{section}.name", name, registry.names())
-    known = {"count", "hidden", "shared", "kind", "bias", "rank", "zero", "copy", "constant"}
     for key in config.experts:
-        if key not in known:
-            raise unknown("key", f"experts.{key}", [f"experts.{name}" for name in known])
+        if key not in EXPERT_KEYS:
+            raise unknown("key", f"experts.{key}", [f"experts.{name}" for name in EXPERT_KEYS])
     sizes = ("experts.count", "experts.hidden", "experts.rank", "backbone.hidden", "backbone.moe_every")
     for section, key in (name.split(".") for name in sizes):
         value = getattr(config, section).get(key)

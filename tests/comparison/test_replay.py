@@ -24,7 +24,7 @@ def done(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_a_run_has_three_names(done):
+def test_a_run_has_four_names(done):
     from mlflow.tracking import MlflowClient
 
     folder, found = done
@@ -33,8 +33,12 @@ def test_a_run_has_three_names(done):
     client = MlflowClient(uri)
     runs = client.search_runs([client.get_experiment_by_name("digits").experiment_id])
     run_id = next(run.info.run_id for run in runs if run.data.tags.get("routelab.cell") == cell)
-    for name in (cell, str(folder / "results/cells" / cell), run_id):
+    for name in (cell, str(folder / "results/cells" / cell), str(folder / "results/mine/top2-s0"), run_id):
         assert find_record(name, uri, folder / "results")["test"] == record["test"]
+    with pytest.raises(UsageError, match=r"'top-s0'.*'top2-s0'"):
+        find_record(str(folder / "results/mine/top-s0"), uri, folder / "results")
+    with pytest.raises(UsageError, match=r"is a comparison; name one of its runs, such as .*mine/dense-s0"):
+        find_record(str(folder / "results/mine"), uri, folder / "results")
 
 
 @pytest.mark.slow

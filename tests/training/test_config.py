@@ -149,3 +149,17 @@ def test_plugins_of_the_call_come_beside_those_of_the_configuration(tmp_path):
         (tmp_path / f"{name}.py").touch()
     one, two = str(tmp_path / "one.py"), str(tmp_path / "two.py")
     assert resolve({"plugins": [one]}, plugins=[two, one]).config.plugins == [one, two]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"name": "topk", "experts.cont": 3}, r"option of arm 'topk' 'experts.cont'.*'experts.count'"),
+        ({"name": "dense", "optimizer.lrr": 3}, r"option of arm 'dense' 'optimizer.lrr'.*'optimizer.lr'"),
+        ({"name": "dense", "depth": 3}, r"arm 'dense' takes no option 'depth'"),
+    ],
+)
+def test_a_misspelt_key_of_one_arm_is_named_with_its_neighbour(given, said):
+    config = resolve([]).config
+    with pytest.raises(UsageError, match=said):
+        arm_choices(config, [given])
