@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from baselines.contract import Flops, Prediction
+from baselines.contract import ArmSpec, Flops, Prediction
 from baselines.members import MemberOptions
 from baselines.stagewise import StageWise
 from baselines.task import Batch, Task
@@ -48,6 +48,13 @@ class AdaBoost(StageWise):
     options_type = AdaBoostOptions
     alpha: Tensor
     error: Tensor
+
+    @classmethod
+    def suggest(cls, trial: Any, spec: ArmSpec) -> dict[str, Any]:
+        """The members, and what their votes are multiplied with."""
+        return super().suggest(trial, spec) | {
+            "options.shrinkage": trial.suggest_float("options.shrinkage", 0.1, 1.0, log=True)
+        }
 
     def build(self, task: Task, seed: int, *, sizing: bool = False) -> None:
         super().build(task, seed, sizing=sizing)

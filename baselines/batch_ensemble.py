@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from baselines.contract import ParameterGroup, StepLoss
+from baselines.contract import ArmSpec, ParameterGroup, StepLoss
 from baselines.members import MemberArm, MemberOptions, member_seed
 from baselines.single import SingleBackbone
 from baselines.stack import ALL, MemberFlops, Networks, Outputs, has_attention, over_members, place_of
@@ -39,6 +40,11 @@ class BatchEnsemble(MemberArm):
     """
 
     options_type = BatchEnsembleOptions
+
+    @classmethod
+    def suggest(cls, trial: Any, spec: ArmSpec) -> dict[str, Any]:
+        """The members, and how their vectors start."""
+        return super().suggest(trial, spec) | {"options.scaling": trial.suggest_categorical("options.scaling", list(INITIAL))}
 
     def check(self, task: Task) -> None:
         if self.template.mixtures:

@@ -249,6 +249,11 @@ class HierarchicalMixture(GatedMixture):
 
     options_type = HierarchyOptions
 
+    @classmethod
+    def suggest(cls, trial: Any, spec: ArmSpec) -> dict[str, Any]:
+        """The levels of gates; 4 or 8 experts where each has 2 children."""
+        return {"options.depth": trial.suggest_categorical("options.depth", [2, 3])}
+
     def gate_logits(self) -> int:
         return gate_outputs(self.options.branching, self.options.depth)
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from baselines.contract import Flops, Prediction, StepLoss
+from baselines.contract import ArmSpec, Flops, Prediction, StepLoss
 from baselines.members import MemberOptions, PerExample, member_seed
 from baselines.stagewise import StageWise
 from baselines.task import Batch, Task
@@ -46,6 +46,14 @@ class GradientBoosting(StageWise):
     options_type = GradientBoostingOptions
     rho: Tensor
     start: Tensor
+
+    @classmethod
+    def suggest(cls, trial: Any, spec: ArmSpec) -> dict[str, Any]:
+        """The members, the share of a step that is taken, and the share of the examples that a stage is shown."""
+        return super().suggest(trial, spec) | {
+            "options.shrinkage": trial.suggest_float("options.shrinkage", 0.1, 1.0, log=True),
+            "options.subsample": trial.suggest_float("options.subsample", 0.5, 1.0),
+        }
 
     def build(self, task: Task, seed: int, *, sizing: bool = False) -> None:
         super().build(task, seed, sizing=sizing)

@@ -70,6 +70,11 @@ class MemberArm(Arm):
     members: Networks
 
     @classmethod
+    def suggest(cls, trial: Any, spec: ArmSpec) -> dict[str, Any]:
+        """The number of members. Matching keeps the work equal."""
+        return {"options.members": trial.suggest_categorical("options.members", [2, 4, 8])}
+
+    @classmethod
     def made_of(cls, spec: ArmSpec) -> tuple[str, ...]:
         return (spec.name, str(spec.options.get("base", cls.options_type().base)))
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from baselines.contract import Flops, Prediction
+from baselines.contract import ArmSpec, Flops, Prediction
 from baselines.members import PASS, MemberArm, MemberOptions, member_seed
 from baselines.single import SingleBackbone, whole
 from baselines.stack import Networks, networks_of
@@ -49,6 +49,11 @@ class Stacking(MemberArm):
     weight: Tensor
     bias: Tensor
     fitted: Tensor
+
+    @classmethod
+    def suggest(cls, trial: Any, spec: ArmSpec) -> dict[str, Any]:
+        """The members, and the weight of the combiner's squared coefficients."""
+        return super().suggest(trial, spec) | {"options.penalty": trial.suggest_float("options.penalty", 0.01, 100.0, log=True)}
 
     def build(self, task: Task, seed: int, *, sizing: bool = False) -> None:
         self.folds = whole("folds", self.options.folds)

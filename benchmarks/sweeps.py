@@ -2,14 +2,15 @@
 
 (As a module: as a script, its own name would hide the package.)
 
-storages: trials a second that a storage takes, with trials that cost nothing. share: sampling, storage and MLflow together, as
-a share of trials of five seconds. workers: trials a second of two workers over one, with real trials. A PostgreSQL is started
-if pgserver is installed.
+storages: trials a second that a storage takes, with trials that cost nothing. share: sampling, storage and MLflow, and their
+sum for each storage, as shares of trials of five seconds. workers: trials a second of two workers over one, with real trials of
+equal work, about five seconds each for one worker alone. A PostgreSQL is started if pgserver is installed.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import statistics
 import sys
 import tempfile
@@ -22,8 +23,9 @@ from optuna.trial import TrialState
 from routelab.training.config import resolve
 from sweeps import worker
 from sweeps.mirror import Mirror
+from sweeps.run import run_sweep
 from sweeps.storage import Heart, worker_id
-from sweeps.studies import Studies
+from sweeps.studies import Studies, find
 from sweeps.sweep import Sweep
 from sweeps.trial import Outcome
 from sweeps.worker import claim, tell
@@ -71,66 +73,89 @@ def per_trial(folder: Path, url: str, reports: int) -> float:
     return statistics.median(took)
 
 
-def show_storages() -> None:
+def costs() -> Iterator[tuple[str, int, float]]:
+    """Storage, reports a trial, and seconds a trial."""
     for reports in (0, RUNGS):
         with tempfile.TemporaryDirectory() as place:
             for name, url in storages(Path(place)):
-                seconds = per_trial(Path(place) / name, url, reports)
-                print(
-                    f"{name}, {reports} reports a trial: {1 / seconds:.1f} trials/s, {seconds / SECONDS:.2%} of {SECONDS:.0f} s"
-                )
+                yield name, reports, per_trial(Path(place) / name, url, reports)
+
+
+def show_storages() -> None:
+    for name, reports, seconds in costs():
+        print(f"{name}, {reports} reports a trial: {1 / seconds:.1f} trials/s, {seconds / SECONDS:.2%} of {SECONDS:.0f} s")
 
 
 def show_share() -> None:
-    """MLflow by the side of real, short trials: what the copying process spends on each."""
+    """Sampling and storage are waited for by the worker; MLflow is the CPU time of the process that copies, in parallel."""
     with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
-        sweep, studies = sweep_of(
-            folder,
-            str(folder / "study.journal"),
-            f"tracking.uri=sqlite:///{folder / 'mlflow.db'}",
-            "trials=12",
-            "budget.steps=15",
-        )
-        worker.work(sweep, studies)
-        mirror = Mirror(sweep, studies)
-        began = time.process_time()
-        mirror.look()
-        # The first look opens the store and begins the study; MLflow's migrations are paid once.
-        first = time.process_time() - began
-        for arm in studies.arms:
-            object.__setattr__(arm, "target", 24)
-        object.__setattr__(sweep.config, "trials", 24)
-        worker.work(sweep, studies)
-        began = time.process_time()
-        mirror.look(now=True)
-        each = (time.process_time() - began) / 12
+        mlflow = mlflow_per_trial(Path(place)) / SECONDS
+    for name, reports, seconds in costs():
+        kept = seconds / SECONDS
         print(
-            f"MLflow on sqlite: {each * 1000:.0f} ms of CPU a trial ({first:.1f} s once), {each / SECONDS:.2%} of {SECONDS:.0f} s"
+            f"{name}, {reports} reports a trial: sampling and storage {kept:.2%} + MLflow on sqlite {mlflow:.2%} = "
+            f"{kept + mlflow:.2%} of a trial of {SECONDS:.0f} s"
         )
-        print(f"problem: {mirror.problem}" if mirror.problem else "nothing was lost")
+
+
+def mlflow_per_trial(folder: Path) -> float:
+    """Seconds of CPU that the copying process spends on a trial, by the side of real, short trials."""
+    sweep, studies = sweep_of(
+        folder, str(folder / "study.journal"), f"tracking.uri=sqlite:///{folder / 'mlflow.db'}", "trials=12", "budget.steps=15"
+    )
+    worker.work(sweep, studies)
+    mirror = Mirror(sweep, studies)
+    # The first look opens the store and begins the study; MLflow's migrations are paid once.
+    mirror.look()
+    more, studies = sweep_of(
+        folder, str(folder / "study.journal"), f"tracking.uri=sqlite:///{folder / 'mlflow.db'}", "trials=24", "budget.steps=15"
+    )
+    worker.work(more, studies)
+    began = time.process_time()
+    mirror.look(now=True)
+    if mirror.problem:
+        raise RuntimeError(mirror.problem)
+    return (time.process_time() - began) / 12
+
+
+EQUAL = ["arms=[switch]", "match.on=none", "search.experts.count=8", "search.router.capacity_factor=1.25", "study=bench"]
+"""Nothing is searched that changes what a trial costs."""
+
+
+def steps_in(seconds: float, place: str) -> int:
+    """Optimizer steps that one worker alone takes in so many seconds."""
+    done = run_sweep(
+        [*EQUAL, f"budget.seconds={seconds}", "trials=1", "workers=1", f"output={place}/results/alone", "tracking.uri=null"],
+        compare=False,
+    )
+    (trial,) = find(str(done.output), None).arms[0].trials(TrialState.COMPLETE)
+    return int(trial.user_attrs["spent"]["steps"])
+
+
+def rate(workers: int, steps: int, trials: int) -> float:
+    """Trials a second from the first claim to the last end, MLflow's copy included."""
+    with tempfile.TemporaryDirectory() as place:
+        words = [
+            *EQUAL, f"budget.steps={steps}", f"trials={trials}", f"workers={workers}", f"output={place}/results/w{workers}",
+            f"tracking.uri=sqlite:///{place}/mlflow.db",
+        ]  # fmt: skip
+        done = run_sweep(words, compare=False)
+        found = find(str(done.output), None).arms[0].trials(TrialState.COMPLETE)
+        begins = [trial.datetime_start for trial in found if trial.datetime_start]
+        ends = [trial.datetime_complete for trial in found if trial.datetime_complete]
+        each = statistics.median(trial.user_attrs["spent"]["seconds"] for trial in found)
+        found_rate = len(found) / (max(ends) - min(begins)).total_seconds()
+        print(f"{workers} at work: {len(found)} trials of {steps} steps, {each:.2f} s each (median), {found_rate:.3f} trials/s")
+        return found_rate
 
 
 def show_workers() -> None:
-    """Real trials in one and in two processes, from the first claim to the last end."""
-    from sweeps.run import run_sweep
-
-    rates = {}
-    for workers in (1, 2):
-        with tempfile.TemporaryDirectory() as place:
-            words = [
-                "arms=[switch]", "budget.seconds=5", "trials=8", f"workers={workers}", f"output={place}/results/w{workers}",
-                f"tracking.uri=sqlite:///{place}/mlflow.db", "study=bench", "match.on=none",
-            ]  # fmt: skip
-            done = run_sweep(words, compare=False)
-            from sweeps.studies import find
-
-            trials = find(str(done.output), None).arms[0].trials(TrialState.COMPLETE)
-            begins = [trial.datetime_start for trial in trials if trial.datetime_start]
-            ends = [trial.datetime_complete for trial in trials if trial.datetime_complete]
-            rates[workers] = len(trials) / (max(ends) - min(begins)).total_seconds()
-            print(f"{workers} workers: {rates[workers]:.3f} trials/s")
-    print(f"2 workers over 1: {rates[2] / rates[1]:.2f}")
+    """Real trials of equal work in one process, in two, in one again and in two again, since machines drift."""
+    with tempfile.TemporaryDirectory() as place:
+        steps = steps_in(SECONDS, place)
+    print(f"one worker alone takes {steps} steps in {SECONDS:.0f} s; load of the machine {os.getloadavg()[0]:.1f}")
+    rates = [(rate(1, steps, 6), rate(2, steps, 12)) for _ in range(2)]
+    print("2 workers over 1: " + ", ".join(f"{two / one:.2f}" for one, two in rates))
 
 
 if __name__ == "__main__":

@@ -238,17 +238,22 @@ class Router(nn.Module):
     published: ClassVar[Sequence[Mapping[str, Any]]] = ()
     """Options of settings that are published besides the defaults; a sweep tries them before its sampler chooses any."""
 
+    tuned_top_k: ClassVar[Sequence[int]] = (2, 4)
+    """What a sweep tries as `top_k` beside the default, in a class that takes it."""
+
     @classmethod
     def suggest(cls, trial: Any) -> dict[str, Any]:
         """Options for one trial of a sweep, from an Optuna trial.
 
-        Default: the capacity factor, if the class has one; 2 or 4 choices, or the default number, if it takes `top_k`; and
-        every loss weight within a factor of ten of its default.
+        Default: the capacity factor, if the class has one; `tuned_top_k` or the default number of choices, if it takes
+        `top_k`; and every loss weight within a factor of ten of its default. Among choices None stands for a default that the
+        class works out by itself.
         """
         options: dict[str, Any] = {}
         choices = inspect.signature(cls).parameters.get("top_k")
-        if choices is not None and type(choices.default) is int:
-            options["top_k"] = trial.suggest_categorical("top_k", sorted({2, 4, choices.default}))
+        if choices is not None and choices.default is not inspect.Parameter.empty:
+            tried = sorted({choices.default, *cls.tuned_top_k}, key=lambda k: k or 0)
+            options["top_k"] = trial.suggest_categorical("top_k", tried)
         if cls.capacity_factor is not None:
             options["capacity_factor"] = trial.suggest_float("capacity_factor", 1.0, 2.0)
         for name, weight in cls.loss_weights.items():

@@ -5,6 +5,8 @@ Axes: G groups of tokens, S positions, T = G * S tokens, D features, E experts, 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -48,6 +50,14 @@ class DeepSeek(Router):
     loss_weights = {"balance": 1e-4}
     counts = ("load",)
     shared_experts = 1
+
+    @classmethod
+    def suggest(cls, trial: Any) -> dict[str, Any]:
+        """The default's, and the bias's step and the weights' scale."""
+        return super().suggest(trial) | {
+            "bias_speed": trial.suggest_float("bias_speed", 1e-4, 1e-2, log=True),
+            "scale": trial.suggest_float("scale", 1.0, 5.0, log=True),
+        }
 
     bias: Tensor
     load: Tensor

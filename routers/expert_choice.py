@@ -5,7 +5,7 @@ Axes: G groups, S positions, T = G * S tokens, D features, E experts, C tokens p
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,11 @@ class ExpertChoice(Router):
 
     Parameters: `weight` (E, D). "sequence" is neither causal nor batch-coupled, "batch" is both.
     """
+
+    @classmethod
+    def suggest(cls, trial: Any) -> dict[str, Any]:
+        """The default's, and the mean number of experts of a token."""
+        return super().suggest(trial) | {"capacity_factor": trial.suggest_float("capacity_factor", 1.0, 4.0)}
 
     def __init__(
         self, d_model: int, num_experts: int, *, capacity_factor: float = 2.0, across: Literal["sequence", "batch"] = "sequence"

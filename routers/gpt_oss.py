@@ -30,6 +30,7 @@ class GptOss(Router):
     """
 
     loss_weights = {"balance": 1e-2}
+    tuned_top_k = (2,)
 
     def __init__(self, d_model: int, num_experts: int, *, top_k: int | None = None) -> None:
         super().__init__(d_model, num_experts)

@@ -6,6 +6,8 @@ k chosen experts in each of them.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -35,6 +37,13 @@ class Hierarchical(Router):
     """
 
     loss_weights = {"balance": 1e-2}
+    tuned_top_k = (1,)
+    published = ({"top_groups": 2},)  # the paper's, with 2 choices within each
+
+    @classmethod
+    def suggest(cls, trial: Any) -> dict[str, Any]:
+        """The default's, and the number of groups that a token goes to."""
+        return super().suggest(trial) | {"top_groups": trial.suggest_categorical("top_groups", [1, 2])}
 
     def __init__(
         self,

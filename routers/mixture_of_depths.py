@@ -7,7 +7,7 @@ expert and group, H hidden width of the predictor.
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +51,11 @@ class MixtureOfDepths(Router):
     loss_weights = {"predictor": 1e-2}
     whole_block = True
     every = 2
+
+    @classmethod
+    def suggest(cls, trial: Any) -> dict[str, Any]:
+        """The default's, and the share of the tokens that pass through a block."""
+        return super().suggest(trial) | {"capacity": trial.suggest_float("capacity", 1 / 16, 1 / 2, log=True)}
 
     def __init__(
         self,

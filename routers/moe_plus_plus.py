@@ -6,6 +6,7 @@ Axes: T tokens, D features, E experts of both sorts, F zero-compute ones (the la
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +44,11 @@ class MoEPlusPlus(Router):
 
     loss_weights = {"balance": 1e-2}
     capacity_factor = 1.1
+
+    @classmethod
+    def suggest(cls, trial: Any) -> dict[str, Any]:
+        """The default's, and what goes to experts that compute."""
+        return super().suggest(trial) | {"tau": trial.suggest_float("tau", 0.1, 1.0)}
 
     def __init__(
         self,

@@ -37,6 +37,7 @@ class NoisyTopK(Router):
 
     loss_weights = {"importance": 0.1, "load": 0.1}
     noiseless = {"noise": False}
+    tuned_top_k = (3,)  # below the 4 experts that a sweep may take
 
     def __init__(self, d_model: int, num_experts: int, *, top_k: int = 2, noise: bool = True) -> None:
         super().__init__(d_model, num_experts)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +44,11 @@ class ReLU(Router):
     loss_weights = {"l1": 1.0}
     dynamic = True
     counts = ("used",)
+
+    @classmethod
+    def suggest(cls, trial: Any) -> dict[str, Any]:
+        """The default's, and the factor of lambda (its start is what the weight of `l1` scales)."""
+        return super().suggest(trial) | {"penalty_growth": trial.suggest_float("penalty_growth", 1.05, 1.5)}
 
     def __init__(
         self,

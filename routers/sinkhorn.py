@@ -6,6 +6,7 @@ Axes: G groups, S positions, T = G * S tokens, N real tokens, D features, E expe
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,6 +31,11 @@ class Sinkhorn(BalancedInTraining):
 
     Parameters: `weight` (E, D). In training **sees later tokens** and is **batch-coupled**; in evaluation it is per token.
     """
+
+    @classmethod
+    def suggest(cls, trial: Any) -> dict[str, Any]:
+        """The default's, and the temperature."""
+        return super().suggest(trial) | {"tau": trial.suggest_float("tau", 0.1, 10.0, log=True)}
 
     def __init__(self, d_model: int, num_experts: int, *, top_k: int = 1, tau: float = 1.0, iterations: int = 100) -> None:
         super().__init__(d_model, num_experts, top_k)

@@ -6,6 +6,7 @@ Axes: G groups, S positions, D features, E experts, P slots per expert.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,13 @@ class Soft(Router):
     Parameters: `phi` (D, E * P), drawn from N(0, 1/D), and `scale` (), which starts at 1, both as in the paper's code.
     **Sees later tokens of the group**; not batch-coupled.
     """
+
+    published = ({"slots_per_expert": 1},)  # what the paper finds best: as many experts as slots
+
+    @classmethod
+    def suggest(cls, trial: Any) -> dict[str, Any]:
+        """The default's, and the number of slots."""
+        return super().suggest(trial) | {"slots_per_expert": trial.suggest_categorical("slots_per_expert", [None, 1, 2])}
 
     def __init__(
         self, d_model: int, num_experts: int, *, slots_per_expert: int | None = None, positions: int | None = None

@@ -29,6 +29,7 @@ class StMoe(Top2):
 
     loss_weights = {"balance": 1e-2, "z": 1e-3}
     capacity_factor = 1.25
+    published = ()  # GShard's are not its own
 
     def forward(self, inputs: RouterInput) -> Routing:
         routing = super().forward(inputs)

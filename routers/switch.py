@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -38,7 +39,13 @@ class Switch(Router):
     loss_weights = {"balance": 1e-2}
     capacity_factor = 1.25
     noiseless = {"jitter": 0.0}
-    published = ({"capacity_factor": 1.0}, {"capacity_factor": 2.0})  # the others of the paper's table 1
+    # The others of the paper's table 1, and the scale that its §2.4 recommends.
+    published = ({"capacity_factor": 1.0}, {"capacity_factor": 2.0}, {"init_scale": 0.1})
+
+    @classmethod
+    def suggest(cls, trial: Any) -> dict[str, Any]:
+        """The default's, and the scale of the initial values."""
+        return super().suggest(trial) | {"init_scale": trial.suggest_categorical("init_scale", [None, 0.1])}
 
     def __init__(self, d_model: int, num_experts: int, *, jitter: float = 0.01, init_scale: float | None = None) -> None:
         super().__init__(d_model, num_experts)

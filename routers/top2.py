@@ -37,6 +37,7 @@ class Top2(Router):
     capacity_factor = 2.0
     priority = "choice"
     noiseless = {"second_policy": "all"}
+    published = ({"capacity_factor": 1.0},)  # the paper's, which does not count second choices
 
     def __init__(self, d_model: int, num_experts: int, *, second_policy: Literal["random", "all"] = "random") -> None:
         super().__init__(d_model, num_experts)

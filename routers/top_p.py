@@ -6,6 +6,7 @@ Axes: G groups, S positions, T = G * S tokens, D features, E experts, N assignme
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +36,11 @@ class TopP(Router):
 
     dynamic = True
     loss_weights = {"entropy": 1e-4, "balance": 1e-2}
+
+    @classmethod
+    def suggest(cls, trial: Any) -> dict[str, Any]:
+        """The default's, and the mass p."""
+        return super().suggest(trial) | {"p": trial.suggest_float("p", 0.2, 0.6)}
 
     def __init__(
         self,

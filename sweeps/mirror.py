@@ -174,7 +174,6 @@ class Mirror:
         whole = True
         for arm in self._sweep.arms:
             study = next(each for each in self._studies.arms if each.label == arm.label)
-            usual = {key: arm.space.current(key) for key in arm.dimensions}
             for trial in study.trials():
                 key = f"{arm.label}/{trial.number}"
                 if key in self._done or trial.state is TrialState.WAITING:
@@ -187,7 +186,9 @@ class Mirror:
                 if folders and not any(folder.is_dir() for folder in folders):
                     # Trained on a machine with results of its own, which tells of it.
                     continue
-                self._trial(arm, trial, key, trial_name(arm.label, settings_of(trial), usual), folders)
+                settings = settings_of(trial)
+                usual = {name: arm.space.current(name) for name in settings}
+                self._trial(arm, trial, key, trial_name(arm.label, settings, usual), folders)
                 self._check()
                 whole = whole and key in self._done
         return whole

@@ -142,7 +142,10 @@ def _typed(wish: Range | Choices, distribution: BaseDistribution) -> BaseDistrib
 
 @dataclass(frozen=True)
 class Space:
-    """The search space of one arm. only: None, or the names that are searched; others keep the configuration's values."""
+    """The search space of one arm. only: None, or the names that are searched; others keep the configuration's values.
+
+    What the arm's own entry in `arms` says is not searched, or its label would not be true, unless `search` names it.
+    """
 
     choice: ArmChoice
     wanted: Mapping[str, Wish] = field(default_factory=dict)
@@ -152,6 +155,7 @@ class Space:
         """The settings of one trial. ask(name, distribution) returns a value, as `Trial._suggest` of Optuna would."""
         chosen: Settings = {}
         asked: set[str] = set()
+        wanted = {**{key: Pinned(self.current(key)) for key in self.choice.own}, **self.wanted}
 
         def noted(key: str, distribution: BaseDistribution) -> Any:
             asked.add(key)
@@ -161,7 +165,7 @@ class Space:
 
         for prefix, call in self._parts():
             try:
-                given = call(Asked(noted, prefix, self.wanted))
+                given = call(Asked(noted, prefix, wanted))
             except UsageError:
                 raise
             except Exception as error:
@@ -193,13 +197,17 @@ class Space:
         def record(key: str, distribution: BaseDistribution) -> Any:
             found[key] = distribution
             now = self.current(key)
-            return now if now is not None and contains(distribution, now) else _first(distribution)
+            return now if contains(distribution, now) else _first(distribution)
 
         self.suggest(record)
         return found
 
     def current(self, key: str) -> Any:
-        """The value of a name as the configuration has it, or the default of the part; None if there is neither."""
+        """The value of a name as `search` pins it, as the configuration has it, or the default of the part; None if there is
+        none of them."""
+        wish = self.wanted.get(key)
+        if isinstance(wish, Pinned):
+            return wish.value
         section, _, rest = key.partition(".")
         spec = self.choice.spec
         if section == "optimizer":
@@ -214,7 +222,9 @@ class Space:
             parameter = inspect.signature(router).parameters.get(rest)
             default = getattr(router, rest, None) if parameter is None else parameter.default
             return None if default is inspect.Parameter.empty else default
-        return spec.get(key) if rest and section in ("experts", "backbone", "options") else spec.options.get(key)
+        if section == "options":
+            return spec.options.get(rest, getattr(arm_class(spec.name).options_type, rest, None))
+        return spec.get(key) if section in ("experts", "backbone") else None
 
     def starts(self) -> list[Settings]:
         """What is tried first: the configuration's own values, and the router's published settings over them."""
@@ -225,7 +235,7 @@ class Space:
         found: list[Settings] = []
         for more in ({}, *({f"router.{key}": value for key, value in _flat(each).items()} for each in published)):
             point = {**own, **more}
-            inside = {k: v for k, v in point.items() if k in dimensions and v is not None and contains(dimensions[k], v)}
+            inside = {k: v for k, v in point.items() if k in dimensions and contains(dimensions[k], v)}
             if set(more) <= set(inside) and inside and inside not in found:
                 found.append(inside)
         return found
@@ -266,8 +276,13 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> Settings:
     return flat
 
 
+def in_full(choice: ArmChoice, key: str) -> str:
+    """A dotted name with its section: options of an arm itself may be named without, as in `arms`."""
+    return f"options.{key}" if key in arm_class(choice.spec.name).option_names() else key
+
+
 def takes(choice: ArmChoice, key: str) -> bool:
-    """Whether a dotted name means something to this arm."""
+    """Whether a dotted name in full means something to this arm."""
     section, _, rest = key.partition(".")
     kind, router = arm_class(choice.spec.name), router_of(choice.spec)
     if section == "optimizer":
@@ -281,7 +296,7 @@ def takes(choice: ArmChoice, key: str) -> bool:
             return False
         own = option_names(ROUTERS.get(router))
         return own is None or rest.partition(".")[0] in {*own, *LAYER_OPTIONS, *ARM_OPTIONS}
-    return (rest if section == "options" else key) in kind.option_names()
+    return section == "options" and rest in kind.option_names()
 
 
 def apply(choice: ArmChoice, settings: Mapping[str, Any]) -> ArmChoice:
@@ -294,16 +309,14 @@ def apply(choice: ArmChoice, settings: Mapping[str, Any]) -> ArmChoice:
         elif section == "router" and rest.startswith("loss_weights."):
             weights = {**(spec.router.get("loss_weights") or {}), rest.partition(".")[2]: value}
             spec = spec.with_value("router.loss_weights", weights)
-        elif section in ("router", "experts", "backbone", "options"):
-            spec = spec.with_value(key, value)
         else:
-            spec = spec.with_value(f"options.{key}", value)
+            spec = spec.with_value(key, value)
     return replace(choice, spec=spec, optimizer=optimizer, rates=(optimizer.lr,))
 
 
 def space_of(choice: ArmChoice, wanted: Mapping[str, Wish], grid: bool) -> Space:
     """The search space of an arm. Several `optimizer.lr` are choices. grid: only names in `search` are searched."""
-    mine = {key: wish for key, wish in wanted.items() if takes(choice, key)}
+    mine = {full: wish for key, wish in wanted.items() if takes(choice, full := in_full(choice, key))}
     if len(choice.rates) > 1:
         mine.setdefault("optimizer.lr", Choices(choice.rates))
     if arm_class(choice.spec.name).fit_outside_loop:
@@ -319,7 +332,7 @@ def space_of(choice: ArmChoice, wanted: Mapping[str, Wish], grid: bool) -> Space
 def check_keys(wanted: Mapping[str, Wish], choices: Sequence[ArmChoice]) -> None:
     """UsageError for a name in `search` that no arm takes."""
     for key in wanted:
-        if not any(takes(choice, key) for choice in choices):
+        if not any(takes(choice, in_full(choice, key)) for choice in choices):
             known = {f"optimizer.{each.name}" for each in fields(Optimizer)}
             for choice in choices:
                 known |= set(Space(choice).dimensions()) if not arm_class(choice.spec.name).fit_outside_loop else set()

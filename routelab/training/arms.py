@@ -17,12 +17,14 @@ class ArmChoice:
     """One row of a comparison: its label, the arm's description, and the optimizer it is trained with.
 
     rates: the learning rates to choose from on validation; `optimizer.lr` is the first.
+    own: dotted names of what the arm's own entry in `arms` says, which makes it this arm and no other.
     """
 
     label: str
     spec: ArmSpec
     optimizer: Optimizer
     rates: tuple[float, ...] = ()
+    own: tuple[str, ...] = ()
 
     def with_rate(self, rate: float) -> ArmChoice:
         """The same row with one learning rate."""
@@ -74,6 +76,7 @@ def _choice(config: Config, name: str, label: str, options: Mapping[str, Any]) -
     mine = {key: value for key, value in options.items() if key in own}
     spec = ArmSpec(name, backbone, dict(config.experts), dict(config.router), mine)
     optimizer = asdict(config.optimizer)
+    said = [f"options.{key}" for key in mine]
     for given, value in options.items():
         if given in mine:
             continue
@@ -92,13 +95,15 @@ def _choice(config: Config, name: str, label: str, options: Mapping[str, Any]) -
                 raise unknown(f"option of arm {label!r}", key, [f"optimizer.{name}" for name in optimizer])
             optimizer[rest] = value
         elif router_of(spec) is not None:
-            spec = spec.with_value(f"router.{key}", value)
+            key = f"router.{key}"
+            spec = spec.with_value(key, value)
         elif own:
             raise unknown(f"option of arm {label!r}", key, own)
         else:
             raise UsageError(f"arm {label!r} takes no option {key!r}; use backbone.*, experts.* or optimizer.*")
+        said.append(key)
     rates = rates_of(optimizer["lr"], "optimizer.lr")
-    return ArmChoice(label, spec, Optimizer(**{**optimizer, "lr": rates[0]}), rates)
+    return ArmChoice(label, spec, Optimizer(**{**optimizer, "lr": rates[0]}), rates, tuple(said))
 
 
 def _check_router_options(config: Config, choices: Sequence[ArmChoice]) -> None:

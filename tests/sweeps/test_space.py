@@ -1,9 +1,11 @@
 """The search space: what parts suggest, what a configuration makes of it, and what it refuses."""
 
+import random
+
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 
-from baselines.contract import make_arm
+from baselines.contract import arm_class, arm_names, make_arm
 from routelab.data.contract import load
 from routelab.training.arms import arm_choices
 from routelab.training.config import resolve
@@ -26,6 +28,7 @@ def test_the_space_of_an_arm_comes_from_its_optimizer_its_router_and_its_experts
     found = space("switch").dimensions()
     assert list(found) == [
         "optimizer.lr", "optimizer.weight_decay", "experts.count", "router.capacity_factor", "router.loss_weights.balance",
+        "router.init_scale",
     ]  # fmt: skip
     assert found["optimizer.lr"].log
     assert found["router.loss_weights.balance"] == FloatDistribution(1e-3, 1e-1, log=True)
@@ -63,7 +66,12 @@ def test_defaults_and_published_settings_come_first():
     starts = space("switch").starts()
     assert starts[0]["optimizer.lr"] == 2e-3
     assert starts[0]["router.capacity_factor"] == 1.25
-    assert [start["router.capacity_factor"] for start in starts[1:]] == [1.0, 2.0]
+    assert [(start["router.capacity_factor"], start["router.init_scale"]) for start in starts[1:]] == [
+        (1.0, None),
+        (2.0, None),
+        (1.25, 0.1),
+    ]
+    assert starts[0]["router.init_scale"] is None
     # What lies outside a narrowed space is left to the sampler.
     assert "optimizer.lr" not in space("switch", {"optimizer.lr": [1e-4, 1e-3]}).starts()[0]
 
@@ -122,13 +130,63 @@ def test_a_plugin_brings_its_space_and_a_broken_one_is_named():
             space("mine").dimensions()
 
 
-@pytest.mark.parametrize("end", [0, -1])
-def test_every_router_can_be_built_at_both_ends_of_its_space(end):
-    task = load("digits").task
-    for name in ROUTERS.names():
+def tuned_arms():
+    return [name for name in arm_names() if not arm_class(name).fit_outside_loop]
 
-        def pick(key, each):
-            return each.choices[end] if hasattr(each, "choices") else (each.low, each.high)[end]
 
+def test_the_first_trial_of_every_arm_is_the_arm_as_it_is():
+    for name in tuned_arms():
         here = space(name, None, "experts.count=8")
-        make_arm(apply(here.choice, here.suggest(pick)).spec, task, 0, sizing=True)
+        first = here.starts()[0]
+        assert list(first) == list(here.dimensions()), name
+        assert first == {key: here.current(key) for key in first}
+        for start in here.starts()[1:]:
+            assert start != first, f"{name} calls its default published"
+        published = ROUTERS.get(name).published if name in ROUTERS.names() else ()
+        assert len(here.starts()) == 1 + len(published), f"{name} has published settings outside its own space"
+
+
+def test_every_arm_can_be_built_anywhere_in_its_space():
+    """The ends of every range, and choices, in many combinations: what is suggested is accepted."""
+    task, chance = load("digits").task, random.Random(0)
+
+    def pick(key, each):
+        return chance.choice(each.choices if hasattr(each, "choices") else (each.low, each.high))
+
+    for name in tuned_arms():
+        here = space(name, None, "experts.count=8")
+        for _ in range(8):
+            make_arm(apply(here.choice, here.suggest(pick)).spec, task, 0, sizing=True)
+
+
+def test_what_a_user_would_tune_is_suggested():
+    expected = {
+        "top_p": "router.p", "expert_choice": "router.capacity_factor", "soft": "router.slots_per_expert",
+        "sinkhorn": "router.tau", "deepseek": "router.bias_speed", "relu": "router.penalty_growth",
+        "mixture_of_depths": "router.capacity", "moe_plus_plus": "router.tau", "hierarchical": "router.top_groups",
+        "gpt_oss": "router.top_k", "bagging": "options.members", "adaboost": "options.shrinkage",
+        "gradient_boosting": "options.subsample", "stacking": "options.penalty", "hierarchical_mixture": "options.depth",
+    }  # fmt: skip
+    for name, key in expected.items():
+        assert key in space(name).dimensions(), name
+
+
+def test_what_an_arms_own_entry_says_is_not_searched_unless_search_names_it():
+    entry = "{name: topk, top_k: 4, loss_weights.balance: 0.02, label: k4}"
+    found = space(entry)
+    assert {"router.top_k", "router.loss_weights.balance"}.isdisjoint(found.dimensions())
+    assert found.suggest(lambda key, each: found.current(key))["router.top_k"] == 4
+    assert "router.top_k" in space(entry, {"router.top_k": [2, 4]}).dimensions()
+    # For all routers alike it is only where the search begins.
+    assert space("topk", None, "router.top_k=4").starts()[0]["router.top_k"] == 4
+    assert "optimizer.lr" not in space("{name: dense, optimizer.lr: 0.003}").dimensions()
+    assert space("{name: dense, optimizer.lr: [0.003, 0.01]}").dimensions()["optimizer.lr"].choices == (0.003, 0.01)
+    assert "options.members" not in space("{name: bagging, members: 2}").dimensions()
+
+
+def test_an_arms_own_option_goes_by_its_short_and_its_full_name():
+    for key in ("members", "options.members"):
+        found = space("bagging", {key: [3, 5]})
+        assert found.dimensions()["options.members"].choices == (3, 5)
+        assert key == "options.members" or key not in found.dimensions()
+    assert space("bagging").starts()[0]["options.members"] == 8
