@@ -5,7 +5,8 @@ Axes: G groups, S positions, T = G * S tokens, D features, E experts.
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
@@ -37,7 +38,9 @@ class Top2(Router):
     capacity_factor = 2.0
     priority = "choice"
     noiseless = {"second_policy": "all"}
-    published = ({"capacity_factor": 1.0},)  # the paper's, which does not count second choices
+    published: ClassVar[Sequence[Mapping[str, Any]]] = (
+        {"capacity_factor": 1.0},
+    )  # the paper's, which does not count second choices
 
     def __init__(self, d_model: int, num_experts: int, *, second_policy: Literal["random", "all"] = "random") -> None:
         super().__init__(d_model, num_experts)
