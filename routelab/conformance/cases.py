@@ -26,6 +26,7 @@ _VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "top_p_renormalized": ("top_p", {"p": 0.6, "renormalize": True}),
     "mixture_of_depths": ("mixture_of_depths", {"capacity": 0.5}),
     "mixture_of_depths_best": ("mixture_of_depths", {"capacity": 0.5, "predictor": None}),
+    "moe_plus_plus_free": ("moe_plus_plus", {"zero_compute": 2}),
     "deepseek_groups": ("deepseek", {"n_group": 2, "topk_group": 1}),
 }
 

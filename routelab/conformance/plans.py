@@ -11,7 +11,7 @@ from torch import Tensor
 from experts.mixture import MixtureLayer
 from routelab.conformance.rules import DoesNotApplyError, require, rule
 from routelab.conformance.subject import Subject, seeded, tokens
-from routers.capacity import capacity, ragged_capacity
+from routers.capacity import capacity, ragged_capacity, unequal_capacity
 from routers.contract import RouterInput, Routing
 from routers.plans import Blend, PerExpert, Plan, Ragged, Slots, TopK, check_plan, check_values, token_expert
 
@@ -154,11 +154,18 @@ def nominal_rows(subject: Subject) -> None:
                 f"{groups} groups of {positions} tokens count {nominal:g} rows, and one group {each:g}",
             )
             continue
-        executed = layer(*tokens(groups, positions))[1].work
-        require(
-            executed is not None and executed.executed == nominal,
-            f"{groups} groups of {positions} tokens run {executed and executed.executed} rows; `nominal_rows` says {nominal:g}",
-        )
+        routing = layer(*tokens(groups, positions))[1]
+        assert routing.work is not None
+        # Which of the choices are of experts that compute nothing hangs on the tokens.
+        run = float(routing.work.executed) + _free(layer, routing)
+        require(run == nominal, f"{groups} groups of {positions} tokens run {run:g} rows; `nominal_rows` says {nominal:g}")
+
+
+def _free(layer: MixtureLayer, routing: Routing) -> int:
+    """How many of a plan's choices are of zero-compute experts."""
+    if layer.zero_compute is None or not isinstance(routing.plan, (TopK, Ragged)):
+        return 0
+    return int((routing.plan.expert >= layer.experts.num_experts).sum())
 
 
 @rule("Under capacity no expert takes more rows than it has room for, and none turns a token away while it has room.")
@@ -185,22 +192,25 @@ def _within_bounds(layer: MixtureLayer, routing: Routing, factor: float, group: 
     real = torch.ones(24, dtype=torch.bool) if mask is None else mask.flatten()
     part = token * parts // 24
     if isinstance(limited, TopK):
-        real_each = real.view(parts, -1).sum(1).tolist()
-        room = [capacity(factor, limited.expert.shape[1], n, limited.num_experts) for n in real_each]
+        real_each, k = real.view(parts, -1).sum(1), limited.expert.shape[1]
+        shares = layer.router.shares(limited.weight.device)
+        even = torch.tensor([[capacity(factor, k, n, limited.num_experts)] for n in real_each.tolist()])
+        room = even if shares is None else unequal_capacity(factor, k, real_each, shares)
     else:
-        room = ragged_capacity(factor, limited, parts, 24, None if mask is None else real).tolist()
-    assigned = 0
-    for number, most in enumerate(room):
-        for e in range(limited.num_experts):
+        room = ragged_capacity(factor, limited, parts, 24, None if mask is None else real).unsqueeze(1)
+    computing, assigned, computed = layer.experts.num_experts, 0, 0
+    for number, rooms in enumerate(room.expand(parts, limited.num_experts).tolist()):
+        for e, most in enumerate(rooms):
             here = (part == number) & (expert == e) & real[token]
             rows = int((here & kept).sum())
-            assigned += min(int(here.sum()), most)
+            assigned += int(here.sum()) if e < computing else 0
+            computed += min(int(here.sum()), most) if e < computing else 0
             require(rows <= most, f"capacity {factor} per {group}: expert {e} took {rows} rows and has room for {most}")
     require(not (kept & ~real[token]).any(), f"capacity {factor} per {group}: padding takes room")
     work = routing.work
     assert work is not None
     # Where the router kept every choice, each expert must be as full as its choices allow.
-    if int(work.assigned) == int(real[token].sum()):
+    if int(work.assigned) == assigned:
         require(
-            int(work.kept) == assigned, f"capacity {factor} per {group}: {int(work.kept)} rows were kept where {assigned} fit"
+            int(work.kept) == computed, f"capacity {factor} per {group}: {int(work.kept)} rows were kept where {computed} fit"
         )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from itertools import cycle, islice
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from experts.bank import ExpertBank
 from experts.initialisation import initialise
 from experts.mixture import MixtureLayer
+from experts.zero_compute import ZeroCompute
 from routers.contract import Router, RouterInput, Routing
 from routers.errors import UsageError
 from routers.options import check_options
@@ -64,9 +66,13 @@ class Subject:
     def layer(self, seed: int = 0, *, router: Mapping[str, Any] | None = None, **options: Any) -> MixtureLayer:
         """A mixture layer around such a router. router: what `router` takes; options: those of the layer, dropless if none."""
         made = self.router(seed, **(router or {}))
-        bank = ExpertBank("gelu", num_experts=made.num_experts, d_model=made.d_model, d_hidden=HIDDEN)
-        initialise(bank, seed)
-        return MixtureLayer(made, bank, **{"capacity_factor": None, **options})
+        free = made.zero_compute or 0
+        bank = ExpertBank("gelu", num_experts=made.num_experts - free, d_model=made.d_model, d_hidden=HIDDEN)
+        beside = ZeroCompute(made.d_model, list(islice(cycle(("zero", "copy", "constant")), free))) if free else None
+        layer = MixtureLayer(made, bank, zero_compute=beside, **{"capacity_factor": None, **options})
+        for part in filter(None, (bank, beside)):
+            initialise(part, seed)
+        return layer
 
     @property
     def noiseless(self) -> dict[str, Any] | None:
