@@ -40,7 +40,7 @@ DECLARED = {  # causal, batch_coupled: the table of the routing reference, §3
     "relu-capacity-sequence": (False, False), "top_p": (True, False), "top_p-capacity-sequence": (False, False),
     "hash_bigram": (True, False), "hash_position": (True, False), "hierarchical_4": (True, False),
     "mixture_of_depths": (False, False), "mixture_of_depths_best": (False, False),
-    "latent": (True, False), "moe_plus_plus": (True, True), "moe_plus_plus-sequence": (True, False),
+    "latent": (True, False), "moe_plus_plus": (True, True), "moe_plus_plus_free": (True, True), "moe_plus_plus-sequence": (True, False),
     "moe_plus_plus-dropless": (True, False), "top_p_renormalized": (True, False), "deepseek_groups": (True, False),
 }  # fmt: skip
 
@@ -52,7 +52,7 @@ def test_every_case_is_declared(case):
 
 def changed(make_layer, probe, seed, part):
     case, options = PROBES.get(probe, (probe, {}))
-    limited = 0.75 if case in ("switch", "top2", "st_moe", "moe_plus_plus") else None
+    limited = 0.75 if case in ("switch", "top2", "st_moe", "moe_plus_plus", "moe_plus_plus_free") else None
     return reacts(make_layer(case, seed=seed, **{"capacity_factor": limited, **options}), seed, part) > 1e-5
 
 
