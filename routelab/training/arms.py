@@ -18,6 +18,7 @@ class ArmChoice:
 
     rates: the learning rates to choose from on validation; `optimizer.lr` is the first.
     own: dotted names of what the arm's own entry in `arms` says, which makes it this arm and no other.
+    entry: the number of the item of `arms` that it comes from. varied: the options that this item varies, with this row's values.
     """
 
     label: str
@@ -25,6 +26,8 @@ class ArmChoice:
     optimizer: Optimizer
     rates: tuple[float, ...] = ()
     own: tuple[str, ...] = ()
+    entry: int = 0
+    varied: tuple[tuple[str, Any], ...] = ()
 
     def with_rate(self, rate: float) -> ArmChoice:
         """The same row with one learning rate."""
@@ -32,10 +35,13 @@ class ArmChoice:
 
 
 def arm_choices(config: Config, arms: Sequence[Any]) -> list[ArmChoice]:
-    """Expand `arms` (names, or mappings with options and grids) into one choice per row."""
+    """Expand `arms` (names, or mappings with options and grids) into one choice per row.
+
+    A list is a grid over its values. `each`, a list of mappings, varies options together: one row for each mapping.
+    """
     if not arms:
         raise UsageError("arms is empty; name at least one arm")
-    choices = [choice for item in arms for choice in _expand(config, item)]
+    choices = [replace(choice, entry=entry) for entry, item in enumerate(arms) for choice in _expand(config, item)]
     labels = [choice.label for choice in choices]
     for label in labels:
         if labels.count(label) > 1:
@@ -52,10 +58,12 @@ def _expand(config: Config, item: Any) -> Iterator[ArmChoice]:
     name = str(item["name"])
     if name not in arm_names():
         raise unknown("arm", name, arm_names())
-    options = {key: value for key, value in flatten(item).items() if key not in ("name", "label")}
+    options = {key: value for key, value in flatten(item).items() if key not in ("name", "label", "each")}
+    together = _together(name, item.get("each"), options)
     grid = [key for key, value in options.items() if isinstance(value, list) and key != "optimizer.lr"]
-    for values in itertools.product(*(options[key] for key in grid)):
-        chosen = {**options, **dict(zip(grid, values, strict=True))}
+    for values in itertools.product(*(options[key] for key in grid), together):
+        varied = {**dict(zip(grid, values[:-1], strict=True)), **values[-1]}
+        chosen = {**options, **varied}
         label = str(item.get("label") or name)
         if item.get("label"):
             try:
@@ -64,9 +72,22 @@ def _expand(config: Config, item: Any) -> Iterator[ArmChoice]:
                 raise UsageError(
                     f"label {item['label']!r} may use {{name}} and the arm's options: {', '.join(chosen) or 'it has none'}"
                 ) from None
-        elif grid:
-            label = "-".join([name, *(f"{key}={chosen[key]}" for key in grid)])
-        yield _choice(config, name, label, chosen)
+        elif varied:
+            label = "-".join([name, *(f"{key}={value}" for key, value in varied.items())])
+        yield replace(_choice(config, name, label, chosen), varied=tuple(varied.items()))
+
+
+def _together(name: str, each: Any, options: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The options that vary together, one mapping for each row; a single empty one if there are none."""
+    if each is None:
+        return [{}]
+    rows = [flatten(row) for row in each if isinstance(row, Mapping)] if isinstance(each, list) else []
+    if not rows or len(rows) < len(each) or any(row.keys() != rows[0].keys() for row in rows):
+        raise UsageError(f"arm {name!r}: each={each!r} must be a list of mappings, all with the same options")
+    for key in rows[0]:
+        if key in options or key in ("name", "label", "each"):
+            raise UsageError(f"arm {name!r}: each varies {key!r}, which is given beside it too")
+    return rows
 
 
 def _choice(config: Config, name: str, label: str, options: Mapping[str, Any]) -> ArmChoice:

@@ -93,10 +93,12 @@ class Tracking:
 @dataclass
 class Verdict:
     """What a claim is held to. margin: arms whose log losses differ by less are called equivalent. level: of all claims of a
-    comparison together. With seeds=auto, first and most: seeds of every arm to begin with, and at the end."""
+    comparison together. pairs: labels of arms that are judged against each other too, the first of each against the second.
+    With seeds=auto, first and most: seeds of every arm to begin with, and at the end."""
 
     margin: float = 0.01
     level: float = 0.05
+    pairs: list[Any] = field(default_factory=list)
     first: int = 5
     most: int = 20
 
@@ -354,6 +356,9 @@ def _check_values(config: Config) -> None:
     rates_of(config.optimizer.lr, "optimizer.lr")
     if not 0 < config.verdict.level < 1:
         raise UsageError(f"verdict.level={config.verdict.level} must lie between 0 and 1")
+    for pair in config.verdict.pairs:
+        if not isinstance(pair, list) or len(pair) != 2 or pair[0] == pair[1] or not all(isinstance(label, str) for label in pair):
+            raise UsageError(f"verdict.pairs holds {pair!r}; each pair must be a list of two labels of arms that differ")
     if not 2 <= config.verdict.first <= config.verdict.most:
         raise UsageError(
             f"verdict.first={config.verdict.first} must be at least 2 and at most verdict.most={config.verdict.most}"
