@@ -95,6 +95,8 @@ def compare(resolved: Any, quiet: bool = False) -> Any:
     for label, arm in done.summary["arms"].items():
         if label != done.summary["reference"]:
             out.print(f"  {marked(label, arm['marks'])}: {arm['verdict']}")
+    for line in pair_lines(done.summary):
+        out.print(line)
     for label, tuned in done.summary["tuned"].items():
         tried = ", ".join(f"{rate} ({_number(loss, '.4f')})" for rate, loss in tuned["validation"].items())
         edge = "; the best lies at the edge of what was tried" if tuned["edge"] else ""
@@ -188,6 +190,16 @@ def inference_lines(summary: dict[str, Any]) -> list[str]:
             lines.append(f"{label} {'/'.join(f'{ratio:.1f}' for ratio in ratios.values())}")
     sizes = "/".join(base)
     return [f"Inference time over {summary['reference']}'s, at batch {sizes}: {', '.join(lines)}"] if lines else []
+
+
+def pair_lines(summary: dict[str, Any]) -> list[str]:
+    """What is said of arms that were judged against each other."""
+    pairs = summary.get("pairs") or ()
+    level = f"{summary['level']:g}".lstrip("0")
+    heading = (
+        [f"In pairs, which are a family of claims of their own (paired t-tests over seeds, level {level}):"] if pairs else []
+    )
+    return heading + [f"  {pair['arm']}: {pair['verdict']}" for pair in pairs]
 
 
 def frontier_line(frontier: dict[str, Any]) -> str:

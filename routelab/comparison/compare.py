@@ -12,9 +12,11 @@ from routelab.comparison.again import cells_of
 from routelab.comparison.cells import cell_folder, cell_key, finished
 from routelab.comparison.frontier import frontier_of
 from routelab.comparison.inference import inference
+from routelab.comparison.pairs import judged_pairs, pair_differences, pair_name, pairs_of
 from routelab.comparison.report import write_report
 from routelab.comparison.rows import Row, described, rows_of
 from routelab.comparison.sequential import look
+from routelab.comparison.series import series_of
 from routelab.comparison.statistics import seeds_needed
 from routelab.comparison.summary import differences, summarise, write_curves, write_endpoints, write_results
 from routelab.comparison.tuning import best_rates, choose_rates
@@ -66,6 +68,11 @@ class Plan:
         """The arms as the configuration names them."""
         return [row.label for row in self.rows if row.is_main]
 
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """The arms that are judged against each other."""
+        return pairs_of(self.resolved.config.verdict, self.labels)
+
     def run_name(self, job: Job) -> str:
         """What the run of a job is called in the tracking store."""
         several = next(row.matched.choice for row in self.rows if row.label == job.spec.label).rates[1:]
@@ -96,6 +103,7 @@ def plan(resolved: Resolved) -> Plan:
         )
     if config.seeds == "auto" and reference is None:
         raise UsageError(f"seeds=auto needs the reference {config.match.reference!r} among the arms")
+    pairs_of(config.verdict, [row.label for row in rows if row.is_main])
     check_writable(resolved.output)
     empty = Plan(resolved, rows, [], reference, data)
     return replace(empty, jobs=empty.jobs_of(rows, seed_list(config)))
@@ -133,6 +141,12 @@ def carry_out(
             verdict=resolved.config.verdict, sequential=resolved.config.seeds == "auto",
             frontier=frontier_of(ordered, ready.rows, ready.reference),
         ) | {"tuned": tuned, "rows": described(ready.rows), "cells": cells_of(ordered)}  # fmt: skip
+        summary["pairs"] = judged_pairs(
+            ready.pairs, main, summary["metric"], resolved.config.verdict, resolved.config.seeds == "auto"
+        )
+        summary["series"] = series_of([row.matched.choice for row in ready.rows if row.is_main])
+        inputs = ready.data.task.inputs
+        summary["tokens_per_example"] = inputs.shape[0] if inputs.kind == "text" else None
         summary["yardsticks"] = yardsticks_of(ready.data, resolved.output)
         for label, seconds in inference(main, resolved.output, ready.data).items():
             summary["arms"][label]["inference"] = seconds
@@ -211,23 +225,31 @@ class _Work:
 
 
 def _more(ready: Plan, records: Sequence[Mapping[str, Any]]) -> list[Job]:
-    """With seeds=auto: the cells of the next seeds, of the arms whose verdict is open and of the reference."""
+    """With seeds=auto: the cells of the next seeds, of the arms whose verdict is open, against the reference or in a pair, and of
+    the reference."""
     verdict, reference = ready.resolved.config.verdict, ready.reference
     assert reference is not None
     main = [row for row in ready.rows if row.is_main]
-    found = differences(ready.labels, reference, best_rates(records))
-    looks = look(found, verdict.margin, verdict.level)
-    still = [label for label, each in looks.items() if each.state == "open" and len(found[label]) > 1]
+    best = best_rates(records)
+    found = differences(ready.labels, reference, best)
+    families: list[tuple[Mapping[str, list[float]], Mapping[str, tuple[str, ...]]]] = [
+        (found, {label: (label,) for label in found}),
+        (pair_differences(ready.pairs, best), {pair_name(pair): pair for pair in ready.pairs}),
+    ]
     trained = len({record["seed"] for record in records if record["arm"] == reference})
+    labels, wanted = {reference}, []
+    for values, members in families:
+        for name, each in look(values, verdict.margin, verdict.level).items():
+            if each.state == "open" and len(values[name]) > 1:
+                labels.update(members[name])
+                wanted.append((seeds_needed(values[name], alpha=each.level) or verdict.most) - trained)
     # All arms that are still open have as many seeds as the reference.
     most = verdict.most - trained
-    if not still or most < 1:
+    if not wanted or most < 1:
         return []
-    wanted = [(seeds_needed(found[label], alpha=looks[label].level) or verdict.most) - trained for label in still]
     # Never more than twice as many at once: an estimate from few seeds is rough.
     count = min(most, max(1, min(*wanted, trained)))
-    rows = [row for row in main if row.label in (*still, reference)]
-    return ready.jobs_of(rows, range(trained, trained + count))
+    return ready.jobs_of([row for row in main if row.label in labels], range(trained, trained + count))
 
 
 def _write(output: Path, summary: dict[str, Any], records: list[dict[str, Any]], rows: Sequence[Row]) -> None:

@@ -39,7 +39,8 @@ Record = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Drawn:
-    """A figure of a report. name: of its files. alt: for who does not see it. table: its numbers, a header first."""
+    """A figure of a report. name: of its files. alt: for who does not see it. table: its numbers, a header first. tabled:
+    whether they stand below it."""
 
     name: str
     title: str
@@ -47,6 +48,7 @@ class Drawn:
     note: str
     figure: Figure
     table: list[list[Any]]
+    tabled: bool = False
 
 
 def colour(index: int) -> str:

@@ -9,6 +9,8 @@ from typing import Any
 from routelab.comparison.arm_figures import diversity, forest, load_maps, loss_curves, tuning_budget
 from routelab.comparison.cost_figures import isoflop, leverage_by_target, quality_per_flop, time_against_flops
 from routelab.comparison.drawing import Drawn, Record, save_png, style
+from routelab.comparison.pair_figures import pairs
+from routelab.comparison.series_figures import series
 from routelab.comparison.summary import write_csv
 
 
@@ -17,10 +19,10 @@ def figures_of(summary: Mapping[str, Any], records: Sequence[Record]) -> list[Dr
     import matplotlib
 
     makers: list[Callable[[Mapping[str, Any], Sequence[Record]], Drawn | None]] = [
-        forest, loss_curves, quality_per_flop, leverage_by_target, isoflop, time_against_flops, diversity, tuning_budget,
+        forest, pairs, loss_curves, quality_per_flop, leverage_by_target, isoflop, time_against_flops, diversity, tuning_budget,
     ]  # fmt: skip
     with matplotlib.rc_context(style()):
-        found = [*(make(summary, records) for make in makers), *load_maps(summary, records)]
+        found = [*series(summary), *(make(summary, records) for make in makers), *load_maps(summary, records)]
     return [drawn for drawn in found if drawn is not None]
 
 

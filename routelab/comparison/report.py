@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from routelab.comparison.drawing import NOTHING, inline_svg, short
+from routelab.comparison.drawing import NOTHING, Drawn, inline_svg, short
 from routelab.comparison.figures import figures_of, save_figures
 from routelab.comparison.verdict import marked
 from routelab.training.record import finite, write_text
@@ -52,7 +52,7 @@ def write_report(path: Path, summary: Mapping[str, Any], records: Sequence[Mappi
             for each in summary.get("yardsticks") or ()
         ],
         # Drawn here, and every text in it escaped by matplotlib.
-        drawn=[(each.title, each.alt, each.note, Markup(inline_svg(each.figure, each.name))) for each in drawn],
+        drawn=[(each.title, each.alt, each.note, Markup(inline_svg(each.figure, each.name)), _tabled(each)) for each in drawn],
         quality=_quality(summary.get("arms") or {}),
         failures=_failures(records),
         provenance=_provenance(records),
@@ -61,6 +61,15 @@ def write_report(path: Path, summary: Mapping[str, Any], records: Sequence[Mappi
     )
     write_text(path, text)
     save_figures(drawn, path.parent / "figures")
+
+
+def _tabled(drawn: Drawn) -> tuple[list[str], list[list[str]]] | None:
+    """Headings and rows of the table below a figure, None if it has none."""
+    if not drawn.tabled:
+        return None
+    heading, *rows = drawn.table
+    texts = [[cell if isinstance(cell, str) else short(cell, 4) for cell in row] for row in rows]
+    return [str(name).replace("_", " ") for name in heading], texts
 
 
 def _row(label: str, arm: Mapping[str, Any]) -> dict[str, Any]:

@@ -105,13 +105,13 @@ def summarise(
     verdict = verdict or Verdict()
     metric = next((record["metric"] for record in records if record.get("metric")), "accuracy")
     seeds = sorted({record["seed"] for record in records})
-    arms = {label: _entry(records, label, metric, reference) for label in labels}
+    arms = {label: entry_of(records, label, metric, reference) for label in labels}
     for entry in arms.values():
         for key, ratio in _RATIOS.items():
             ours, theirs = entry[key], arms[reference][key] if reference else None
             entry[ratio] = ours / theirs if ours and theirs else None
     compared = differences(labels, reference, records) if reference else {}
-    _judge(arms, compared, verdict, sequential)
+    judge(arms, compared, verdict, sequential)
     for label, entry in arms.items():
         entry["leverage"] = ((frontier or {}).get("arms") or {}).get(label)
         if label in compared and reference:
@@ -147,7 +147,7 @@ def differences(labels: Sequence[str], reference: str, records: Sequence[Mapping
     return {label: values for label, values in found.items() if values}
 
 
-def _entry(records: Sequence[Mapping[str, Any]], label: str, metric: str, reference: str | None) -> dict[str, Any]:
+def entry_of(records: Sequence[Mapping[str, Any]], label: str, metric: str, reference: str | None) -> dict[str, Any]:
     """What the runs of one arm say by themselves, and their time beside the reference's."""
     mine = {r["seed"]: r for r in records if r["arm"] == label and r["status"] == "ok"}
     entry: dict[str, Any] = {"n": len(mine), "failed": sum(r["arm"] == label for r in records) - len(mine)}
@@ -156,12 +156,14 @@ def _entry(records: Sequence[Mapping[str, Any]], label: str, metric: str, refere
     for key in _MEANS:
         values = [record[key] for record in mine.values() if record.get(key) is not None]
         entry[key] = sum(values) / len(values) if values else None
-    for group in ("calibration", "diversity"):
+    for group in ("calibration", "diversity", "telemetry"):
         entry[group] = _means([record.get(group) or {} for record in mine.values()])
     entry["causal"] = all(record.get("causal", True) for record in mine.values())
     entry["leaks"] = next((record["leaks"] for record in mine.values() if record.get("leaks")), None)
     entry["marks"] = sorted({mark for record in mine.values() for mark in marks(record)}, reverse=True)
     entry["memory"] = _means([record.get("memory") or {} for record in mine.values()])
+    rates = [rate for record in mine.values() if (rate := _examples_per_second(record))]
+    entry["examples_per_second"] = sum(rates) / len(rates) if rates else None
     entry["time_ratio"] = None
     base = {r["seed"]: r for r in records if r["arm"] == reference and r["status"] == "ok"}
     timed = [
@@ -173,7 +175,15 @@ def _entry(records: Sequence[Mapping[str, Any]], label: str, metric: str, refere
     return entry
 
 
-def _judge(arms: dict[str, Any], compared: Mapping[str, Sequence[float]], verdict: Verdict, sequential: bool) -> None:
+def _examples_per_second(record: Mapping[str, Any]) -> float | None:
+    """Examples that a training run drew each second, of those that draw batches."""
+    options, steps = (record.get("config") or {}).get("trainer"), record.get("steps")
+    if not options or not steps or not record.get("seconds"):
+        return None
+    return float(steps * options["batch_size"] * options["accumulate"] / record["seconds"])
+
+
+def judge(arms: dict[str, Any], compared: Mapping[str, Sequence[float]], verdict: Verdict, sequential: bool) -> None:
     """Intervals, p-values and the state of every arm's verdict: better, worse, equivalent, open, or None with one seed."""
     for entry in arms.values():
         entry |= {"difference": None, "p_sign_flip": None, "detectable": None, "state": None, "bca": None}

@@ -357,7 +357,12 @@ def _check_values(config: Config) -> None:
     if not 0 < config.verdict.level < 1:
         raise UsageError(f"verdict.level={config.verdict.level} must lie between 0 and 1")
     for pair in config.verdict.pairs:
-        if not isinstance(pair, list) or len(pair) != 2 or pair[0] == pair[1] or not all(isinstance(label, str) for label in pair):
+        if (
+            not isinstance(pair, list)
+            or len(pair) != 2
+            or pair[0] == pair[1]
+            or not all(isinstance(label, str) for label in pair)
+        ):
             raise UsageError(f"verdict.pairs holds {pair!r}; each pair must be a list of two labels of arms that differ")
     if not 2 <= config.verdict.first <= config.verdict.most:
         raise UsageError(
