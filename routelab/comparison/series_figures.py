@@ -65,8 +65,8 @@ def _drawn(summary: Mapping[str, Any], options: Sequence[str], lines: Sequence[M
     legend(figure, handles, names, min(3, len(names)))
     named = " and ".join(options)
     note = (
-        "Loss: means over seeds with 95% t-intervals. Memory: what parameters and optimizer state hold. Solid, {unit} per second: predictions of all arms in turn, in batches as large "
-        "as were timed. Dotted: training, on a machine that may have been busy."
+        f"Loss: means over seeds with 95% t-intervals. Memory: what parameters and optimizer state hold. Solid {unit} per second: "
+        "predictions of all arms in turn, in batches as large as were timed; dotted: training, on a machine that may have been busy."
     )
     return Drawn(
         f"series-{'-'.join(options)}", f"What {named} buys and costs", f"Loss, parameters, memory and speed against {named}", note,

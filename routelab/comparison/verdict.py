@@ -29,8 +29,10 @@ def _verdict(label: str, entry: Mapping[str, Any], reference: str | None) -> str
     if entry["n"] == 0:
         return "failed on every seed"
     difference = entry["difference"]
-    if reference is None or difference is None:
+    if reference is None:
         return "no reference to compare with"
+    if difference is None:
+        return f"shares no seed with {reference}"
     low, mean, high = (math.expm1(difference[part]) * 100 for part in ("low", "mean", "high"))
     if difference["n"] < 2:
         return f"test loss {mean:+.1f}% against {reference}; one seed gives no interval"

@@ -134,6 +134,16 @@ def test_seeds_are_added_only_where_the_verdict_is_open(tmp_path, monkeypatch):
     assert len(rows) == sum(seeds.values())
 
 
+def test_seeds_are_added_where_a_pair_is_open_though_both_of_its_arms_are_settled(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "run_jobs", pretended({"switch": -2.0, "top2": -2.001, "hash": 2.0}, spread=0.005))
+    words = "seeds=auto", "arms=[dense,switch,top2,hash]", "verdict.first=5", "verdict.most=8", "verdict.pairs=[[switch,top2]]"
+    done = carry_out(planned(tmp_path, *words))
+    seeds = {label: arm["n"] for label, arm in done.summary["arms"].items()}
+    assert seeds["switch"] == seeds["top2"] == seeds["dense"] > 5
+    assert seeds["hash"] < seeds["switch"]
+    assert done.summary["pairs"][0]["difference"]["n"] == seeds["switch"]
+
+
 def test_no_seed_is_added_once_everything_is_settled(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "run_jobs", pretended({"switch": -2.0}, spread=0.001))
     done = carry_out(planned(tmp_path, "seeds=auto", "verdict.first=5"))
