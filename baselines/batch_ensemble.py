@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from baselines.contract import ArmSpec, ParameterGroup, StepLoss
 from baselines.members import MemberArm, MemberOptions, member_seed
 from baselines.single import SingleBackbone
-from baselines.stack import ALL, MemberFlops, Networks, Outputs, has_attention, over_members, place_of
+from baselines.stack import ALL, Networks, Outputs
+from baselines.stacked import places_of
 from baselines.task import Batch, Task
+from baselines.together import Together
 from experts.initialisation import key
 
 INITIAL = ("random-signs", "normal")
@@ -82,10 +84,11 @@ class Sharing(Networks):
     def __init__(self, network: nn.Module, template: SingleBackbone, seeds: Sequence[int], scaling: str) -> None:
         super().__init__()
         self.count, self.network = len(seeds), network
-        self._attends, self._cost = has_attention(network), MemberFlops(template)
+        self.together = Together(network, template)
         self.rows, self.columns = nn.ParameterDict(), nn.ParameterDict()
         self._matrices: dict[str, str] = {}
-        for name, parameter in list(network.named_parameters()):
+        for name, owner, leaf in self.together.places:
+            parameter = getattr(owner, leaf)
             if parameter.ndim >= 2:
                 self._matrices[name] = name.replace(".", "-")
                 for place, (axis, vectors) in enumerate((("rows", self.rows), ("columns", self.columns))):
@@ -93,18 +96,19 @@ class Sharing(Networks):
                     vectors[self._matrices[name]] = nn.Parameter(torch.stack(drawn))
             else:
                 owned = parameter.detach().repeat(self.count, *[1] * parameter.ndim)
-                setattr(*place_of(network, name), nn.Parameter(owned))
+                setattr(owner, leaf, nn.Parameter(owned))
 
     def forward(self, batch: Batch, apart: bool, which: slice = ALL) -> Outputs:
         parameters = {}
-        for name, value in self.network.named_parameters():
+        for name, owner, leaf in self.together.places:
+            value = getattr(owner, leaf)
             if name in self._matrices:
                 rows, columns = (part[self._matrices[name]][which] for part in (self.rows, self.columns))
                 parameters[name] = scaled(value, rows, columns)
             else:
                 parameters[name] = value[which]
-        values = over_members(self.network, parameters, batch, apart, self._attends)
-        return Outputs(values, self._cost(values, self.training))
+        values = self.together(parameters, batch, apart)
+        return Outputs(values, self.together.flops(values, self.training))
 
     def groups(self) -> list[ParameterGroup]:
         shared = [value for name, value in self.network.named_parameters() if name in self._matrices]

@@ -6,18 +6,16 @@ Axes: M members, B examples, K outputs.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from baselines.contract import Flops, ParameterGroup, Penalty
 from baselines.single import SingleBackbone
+from baselines.stacked import places_of
 from baselines.task import Batch
-from routelab.backbones.attention import SelfAttention
+from baselines.together import Together
 from routers.contract import Routing
 
 
@@ -64,23 +62,21 @@ def networks_of(members: Sequence[SingleBackbone], template: SingleBackbone) -> 
 
 
 class SideBySide(Networks):
-    """Stacked parameters, (M, ...) under the names that they have in one network, and one call over the leading axis."""
+    """Stacked parameters, (M, ...) under the names that they have in one network, and one call for all (`Together`)."""
 
     def __init__(self, members: Sequence[SingleBackbone], template: SingleBackbone) -> None:
         super().__init__()
         self.count = len(members)
         self.network = members[0].network
+        self.together = Together(self.network, template)
         stack_parameters(self.network, [member.network for member in members])
-        self._attends, self._cost = has_attention(self.network), MemberFlops(template)
-        # Where the parameters lie: looking for them costs as much as using them.
-        self._places = [(name, *place_of(self.network, name)) for name, _ in self.network.named_parameters()]
 
     def forward(self, batch: Batch, apart: bool, which: slice = ALL) -> Outputs:
-        parameters = {name: getattr(owner, leaf) for name, owner, leaf in self._places}
+        parameters = {name: getattr(owner, leaf) for name, owner, leaf in self.together.places}
         if which != ALL:
             parameters = {name: value[which] for name, value in parameters.items()}
-        values = over_members(self.network, parameters, batch, apart, self._attends)
-        return Outputs(values, self._cost(values, self.training))
+        values = self.together(parameters, batch, apart)
+        return Outputs(values, self.together.flops(values, self.training))
 
     def groups(self) -> list[ParameterGroup]:
         return [ParameterGroup(list(self.network.parameters()), self.count)]
@@ -135,50 +131,5 @@ class OneByOne(Networks):
 def stack_parameters(network: nn.Module, members: Sequence[nn.Module]) -> None:
     """Replace every parameter of `network` by those of the members, stacked, under its name."""
     each = [dict(member.named_parameters()) for member in members]
-    for name in list(each[0]):
-        setattr(*place_of(network, name), nn.Parameter(torch.stack([values[name].detach() for values in each])))
-
-
-def place_of(network: nn.Module, name: str) -> tuple[nn.Module, str]:
-    """The module that owns a parameter, and the parameter's name there."""
-    path, _, leaf = name.rpartition(".")
-    return network.get_submodule(path), leaf
-
-
-def over_members(network: nn.Module, parameters: dict[str, Tensor], batch: Batch, apart: bool, attends: bool) -> Tensor:
-    """Outputs (M, B, ...) of a network whose parameters (M, ...) are given, for one batch or for M of them. attends: see
-    `has_attention`."""
-
-    def call(values: dict[str, Tensor], inputs: Tensor, mask: Tensor | None) -> Tensor:
-        out: Tensor = functional_call(network, values, (inputs, mask))[0]
-        return out
-
-    batched = 0 if apart else None
-    run = vmap(call, in_dims=(0, batched, None if batch.mask is None else batched), randomness="different")
-    # The CPU's fused attention has no batching rule, so each member would run by itself.
-    unfused = sdpa_kernel(SDPBackend.MATH) if attends and batch.inputs.device.type == "cpu" else nullcontext()
-    with unfused:
-        out: Tensor = run(parameters, batch.inputs, batch.mask)
-    return out
-
-
-def has_attention(network: nn.Module) -> bool:
-    """Whether there is self-attention in it."""
-    return any(isinstance(module, SelfAttention) for module in network.modules())
-
-
-class MemberFlops:
-    """What `over_members` costs: so many times one member's, which is the same for every batch of one size. On a CPU nothing of
-    the attention is computed twice. template: one member; no module of the arm's, so that its parameters are not, either."""
-
-    def __init__(self, template: SingleBackbone) -> None:
-        self.template = template
-        self._known: dict[tuple[int, bool], Flops] = {}
-
-    def __call__(self, values: Tensor, training: bool) -> Flops:
-        """values (M, B, ...): the outputs."""
-        members, examples = values.shape[:2]
-        if (examples, training) not in self._known:
-            self._known[examples, training] = self.template.flops(examples, [], training=training)
-        one = self._known[examples, training]
-        return Flops(members * one.model, members * (one.model if values.device.type == "cpu" else one.executed))
+    for name, owner, leaf in places_of(network):
+        setattr(owner, leaf, nn.Parameter(torch.stack([values[name].detach() for values in each])))

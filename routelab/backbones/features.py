@@ -49,9 +49,9 @@ class Row(nn.Module):
                 self.codes[self.first] = 0.0
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """(B, F) -> numbers (B, N), and embedded codes (B, C, D) or None."""
+        """(B, F) -> numbers (B, N), and embedded codes (B, C, D) or None; further axes may come before B."""
         if self.codes is None:
             return x, None
-        place_BC = x.index_select(1, self.coded).long() + self.first
+        place_BC = x.index_select(-1, self.coded).long() + self.first
         embedded = self.codes.index_select(0, place_BC.flatten()).view(*place_BC.shape, -1)
-        return x.index_select(1, self.numeric), embedded
+        return x.index_select(-1, self.numeric), embedded

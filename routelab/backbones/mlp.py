@@ -45,11 +45,11 @@ class MLP(Backbone):
         self.head = nn.Linear(d_model, outputs)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, list[Routing]]:
-        """(B, F) or (B, channels, height, width) -> (B, K)."""
-        numbers, embedded = self.row(x.flatten(1))
+        """(B, F) or (B, channels, height, width) -> (B, K); further axes may come before B, if there is no mixture."""
+        numbers, embedded = self.row(x.flatten(-len(self.inputs.shape)))
         hidden = 0.0 if self.numbers is None else self.numbers(numbers)
         if embedded is not None:
-            hidden = hidden + embedded.sum(1)
+            hidden = hidden + embedded.sum(-2)
         routings = []
         for block in self.blocks:
             hidden, routing = block(hidden)
