@@ -16,7 +16,6 @@ from baselines.contract import ArmSpec, ParameterGroup, StepLoss
 from baselines.members import MemberArm, MemberOptions, member_seed
 from baselines.single import SingleBackbone
 from baselines.stack import ALL, Networks, Outputs
-from baselines.stacked import places_of
 from baselines.task import Batch, Task
 from baselines.together import Together
 from experts.initialisation import key

@@ -10,7 +10,6 @@ rows.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -60,7 +59,7 @@ def _rows(x: Tensor, values: Tensor) -> Tensor:
 
 def _back(rows_MRO: Tensor, x: Tensor) -> Tensor:
     """Rows in the place of those that came from x."""
-    return rows_MRO if rows_MRO.shape[:-1] == x.shape[:-1] else rows_MRO.view(*x.shape[:-1], -1)
+    return rows_MRO if rows_MRO.shape[:-1] == x.shape[:-1] else rows_MRO.reshape(*x.shape[:-1], -1)
 
 
 def _linear(x: Tensor, weight: Stacked, bias: Stacked | None = None) -> Tensor:
@@ -115,7 +114,7 @@ def _embedding(index: Tensor, table: Stacked, **_: Any) -> Tensor:
     """Rows of tables (M, V, ...) for an index (M * B, ...), each of the member whose index it is."""
     members, size = table.values.shape[:2]
     first = torch.arange(0, members * size, size, device=index.device)
-    return table.values.flatten(0, 1)[(index.view(members, -1) + first.unsqueeze(1)).view(index.shape)]
+    return table.values.flatten(0, 1)[(index.reshape(members, -1) + first.unsqueeze(1)).view(index.shape)]
 
 
 WAYS: dict[Any, Callable[..., Tensor]] = {

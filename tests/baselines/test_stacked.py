@@ -27,7 +27,9 @@ CASES = [
 
 def arm_of(name, inputs, options, **experts):
     task = Task("toy", "language" if inputs.kind == "text" else "classification", inputs, 7)
-    return make_arm(ArmSpec("ensemble", {"name": name, "d_model": 8, "depth": 2, **options}, experts, {}, {"members": 3}), task, 0)
+    return make_arm(
+        ArmSpec("ensemble", {"name": name, "d_model": 8, "depth": 2, **options}, experts, {}, {"members": 3}), task, 0
+    )
 
 
 @pytest.mark.parametrize("kind", ["gelu", "swiglu"])
@@ -52,7 +54,7 @@ def test_stacked_is_mapped(name, inputs, options, below, kind):
 
 def test_padding_is_masked():
     arm = arm_of(*CASES[-1][:3])
-    inputs = torch.randint(7, (3, 4, 5))
+    inputs = torch.randint(7, (3, 4, 6))[..., :-1]
     mask = torch.arange(5).expand(3, 4, 5) < torch.randint(1, 6, (3, 4, 1))
     parameters, together = dict(arm.members.network.named_parameters()), arm.members.together
     found = together(parameters, Batch(inputs, inputs, mask), True)
