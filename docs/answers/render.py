@@ -1,0 +1,197 @@
+"""docs/answers.md, from the results that docs/answers/commands.sh leaves: python docs/answers/render.py [RESULTS]
+
+Every number of the page, every verdict and every figure is read from those results; the template holds the questions, what is
+compared, and how far the answers reach.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import statistics
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from scipy.stats import t as student
+
+HERE = Path(__file__).resolve().parent
+PAGE = HERE.parent / "answers.md"
+
+
+class Results:
+    """What the template may ask for. A number that is not there stops the page: an answer without its figure is none."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def read(self, place: str) -> Any:
+        """A JSON file below the results."""
+        return json.loads((self.root / place).read_text(encoding="utf-8"))
+
+    def figure(self, place: str, title: str) -> str:
+        """Copies a picture beside the page, and shows it."""
+        name = place.replace("/figures/", "-").replace("/", "-")
+        shutil.copyfile(self.root / place, HERE / name)
+        return f"![{title}](answers/{name})"
+
+    def verdict(self, name: str, arm: str) -> str:
+        """The sentence on an arm of a comparison."""
+        return f"`{arm}`: {self.read(f'{name}/summary.json')['arms'][arm]['verdict']}"
+
+    def verdicts(self, name: str) -> str:
+        """The sentences on all arms of a comparison, as a list."""
+        arms = self.read(f"{name}/summary.json")["arms"]
+        return "\n".join(f"- `{label}`: {arm['verdict']}" for label, arm in arms.items() if arm.get("verdict"))
+
+    def compared(self, name: str, *columns: str) -> str:
+        """A comparison as a table: test loss, its difference from the reference, and `columns` of its summary."""
+        summary = self.read(f"{name}/summary.json")
+        head = ["arm", "test loss", f"loss against {summary['reference']}", *(COLUMNS[column][0] for column in columns)]
+        rows = [
+            [f"`{label}`", half_width(arm["loss"]), percent(arm["difference"]), *(shown(arm, column) for column in columns)]
+            for label, arm in summary["arms"].items()
+        ]
+        return table(head, rows)
+
+    def rows(self, place: str, columns: Mapping[str, str]) -> str:
+        """A CSV file as a table. columns: its names to those of the table."""
+        import csv
+
+        with (self.root / place).open(encoding="utf-8", newline="") as file:
+            found = [[cell(row[column]) for column in columns] for row in csv.DictReader(file)]
+        return table(list(columns.values()), found)
+
+    def analyses(self, arm: str) -> list[Any]:
+        """What `routelab analyze` found in every seed of an arm."""
+        return [
+            self.read(str(place.relative_to(self.root))) for place in sorted(self.root.glob(f"answers/{arm}-s*/analysis.json"))
+        ]
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown; columns that are empty throughout are left out."""
+    kept = list(rows)
+    places = [place for place in range(len(head)) if place == 0 or any(row[place] for row in kept)]
+    lines = [[head[place] for place in places], ["---"] * len(places), *([row[place] for place in places] for row in kept)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def cell(text: str) -> str:
+    """A number to four digits; anything else as it is."""
+    try:
+        return f"{float(text):.4g}"
+    except ValueError:
+        return text
+
+
+def half_width(interval: Mapping[str, float]) -> str:
+    """Mean and half of the 95% interval."""
+    return f"{interval['mean']:.4f} ±{(interval['high'] - interval['low']) / 2:.4f}"
+
+
+def percent(difference: Mapping[str, float] | None) -> str:
+    """A difference in log loss, as percent of the loss."""
+    if not difference:
+        return ""
+    mean, low, high = (100 * math.expm1(difference[key]) for key in ("mean", "low", "high"))
+    return f"{mean:+.1f}% [{low:+.1f}, {high:+.1f}]"
+
+
+def size(number: float) -> str:
+    """131392 -> 131k."""
+    for unit, name in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= unit:
+            return f"{number / unit:.3g}{name}"
+    return f"{number:g}"
+
+
+def spread(values: Iterable[float], form: str = ".2f") -> str:
+    """The mean of a number over seeds with its 95% t-interval."""
+    found = list(values)
+    mean = statistics.mean(found)
+    half = float(student.ppf(0.975, len(found) - 1)) * statistics.stdev(found) / math.sqrt(len(found))
+    return f"{mean:{form}} [{mean - half:{form}}, {mean + half:{form}}]"
+
+
+def largest_p(runs: Sequence[Any]) -> float:
+    """Of the tests of every label in every layer of every run."""
+    return max(test["p"] for run in runs for label in run["labels"].values() for test in label["information"])
+
+
+def layers_apart(runs: Sequence[Any], label: str) -> list[float]:
+    """How much more the first layer tells than the second, for each run."""
+    tests = [run["labels"][label]["information"] for run in runs]
+    return [first["corrected"] - second["corrected"] for first, second, *_ in tests]
+
+
+def rerouted(runs: Sequence[Any], kind: str) -> list[float]:
+    """Rise of the loss under random, swapped or even routing in all layers, for each run."""
+    return [row["rise"]["mean"] for run in runs for row in run["ablation"] if row["kind"] == kind and row["layer"] is None]
+
+
+def single(runs: Sequence[Any], kind: str) -> list[float]:
+    """Rise of the loss without each expert ("without"), or with it alone ("only"), over runs and layers."""
+    return [row["rise"]["mean"] for run in runs for row in run["ablation"] if row["kind"] == kind]
+
+
+def neighbours(runs: Sequence[Any], layer: int, what: str) -> list[float]:
+    """Share of neighbouring tokens with the same first choice ("share"), or that by chance ("chance"), for each run."""
+    found = [run["layers"][layer]["repetition"]["all"]["first"] for run in runs]
+    return [each["chance"] if what == "chance" else each["share"]["mean"] for each in found]
+
+
+def independent(runs: Sequence[Any]) -> list[float]:
+    """How many equally frequent paths there would be if layers chose independently, for each run."""
+    return [2 ** run["paths"]["independent"] for run in runs]
+
+
+def dead(runs: Sequence[Any]) -> int:
+    """Experts without a token."""
+    return sum(len(layer["dead"]) for run in runs for layer in run["layers"])
+
+
+def duplicates(runs: Sequence[Any]) -> int:
+    """Pairs of experts that do the same."""
+    return sum(len(layer["similarity"]["duplicates"]) for run in runs for layer in run["layers"])
+
+
+COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
+    "flops_per_example": ("FLOPs per example", size),
+    "total_params": ("parameters", size),
+    "active_params": ("active", size),
+    "flops_model": ("training FLOPs", size),
+    "seconds": ("training s", lambda value: f"{value:.0f}"),
+    "drop_rate": ("dropped", lambda value: f"{value:.1%}"),
+    "load_cv": ("load CV", lambda value: f"{value:.2f}"),
+    "time_ratio": ("time over the reference's", lambda value: f"{value['mean']:.2f} [{value['low']:.2f}, {value['high']:.2f}]"),
+}
+"""Columns of a comparison's summary: what they are called, and how they are shown."""
+
+
+def shown(arm: Mapping[str, Any], column: str) -> str:
+    """One number of an arm; empty where it has none."""
+    value = arm.get(column)
+    return "" if value is None else COLUMNS[column][1](value)
+
+
+def main() -> None:
+    root = Path(sys.argv[1] if len(sys.argv) > 1 else "results")
+    results = Results(root)
+    around = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE), undefined=jinja2.StrictUndefined, keep_trailing_newline=True, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    around.globals.update(
+        results=results, spread=spread, size=size, percent=percent, rerouted=rerouted, single=single, neighbours=neighbours,
+        independent=independent, dead=dead, duplicates=duplicates, largest_p=largest_p, layers_apart=layers_apart,
+    )  # fmt: skip
+    PAGE.write_text(around.get_template("template.md").render(), encoding="utf-8")
+    print(PAGE)
+
+
+if __name__ == "__main__":
+    main()
