@@ -42,6 +42,7 @@ class Penalty:
 class StepLoss:
     """What `Arm.loss` returns. task: the mean task loss, a scalar. flops: forward and backward of this call.
 
+    task_weight: what the task loss enters the total with.
     summed: how many members `task` and the penalties are means over. Their losses are added up, so that each member is
     trained as it would be alone; what is shown is the mean.
     """
@@ -51,11 +52,13 @@ class StepLoss:
     penalties: Mapping[str, Penalty] = field(default_factory=dict)
     routings: Sequence[Routing] = ()
     summed: int = 1
+    task_weight: float = 1.0
 
     @property
     def total(self) -> Tensor:
         """What is differentiated."""
-        mean = self.task + sum(penalty.weight * penalty.raw for penalty in self.penalties.values() if penalty.weight)
+        task = self.task if self.task_weight == 1 else self.task_weight * self.task
+        mean = task + sum(penalty.weight * penalty.raw for penalty in self.penalties.values() if penalty.weight)
         return mean if self.summed == 1 else self.summed * mean
 
 
@@ -160,6 +163,11 @@ class Arm(nn.Module):
     def made_of(cls, spec: ArmSpec) -> tuple[str, ...]:
         """Names of the arms that this one is made of, itself first."""
         return (spec.name,)
+
+    @classmethod
+    def learns_from(cls, spec: ArmSpec) -> tuple[ArmSpec, ...]:
+        """Arms, trained before, that this one asks while it trains: their code decides its result too."""
+        return ()
 
     @classmethod
     def option_names(cls) -> list[str]:

@@ -17,6 +17,7 @@ BASELINES: Registry[type[Arm]] = Registry(
         "bagging": "baselines.bagging:Bagging",
         "batch_ensemble": "baselines.batch_ensemble:BatchEnsemble",
         "dense": "baselines.dense:Dense",
+        "distilled": "baselines.distilled:Distilled",
         "ensemble": "baselines.ensemble:Ensemble",
         "gated_mixture": "baselines.gated:GatedMixture",
         "gradient_boosting": "baselines.gradient_boosting:GradientBoosting",

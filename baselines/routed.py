@@ -178,7 +178,7 @@ class Routed(SingleBackbone):
             # A model too shallow for the router's own rhythm.
             self.spec = self.spec.with_value("backbone.moe_every", 1)
             super().build(task, seed, sizing=sizing)
-        offered = {"token_counts": task.token_counts, "embeddings": self.network.token_embeddings()}
+        offered = self.offered()
         for layer in self.mixtures:
             for name in layer.router.needs:
                 if offered[name] is None:
@@ -186,9 +186,9 @@ class Routed(SingleBackbone):
                         f"the router under these options needs {name.replace('_', ' ')}, which "
                         f"{f'data {task.name!r}' if name == 'token_counts' else 'this backbone'} does not offer"
                     )
-            if not sizing:
-                # After the initial values are drawn, which a router's table may be one of.
-                layer.router.calibrate(**offered)
+        if not sizing:
+            # After the initial values are drawn, which a router's table may be one of.
+            self.calibrate(self.mixtures)
         if not self.mixtures:
             raise ValueError(f"backbone.moe_every is {self.every}, more than there are layers, so none is routed")
         self.loss_weights()

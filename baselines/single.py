@@ -5,7 +5,7 @@ Axes: B examples.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from torch import Tensor, nn
 
@@ -104,7 +104,17 @@ class SingleBackbone(Arm):
         """The mixture layers, in order."""
         return [module for module in self._fills if isinstance(module, MixtureLayer)]
 
-    def _run(self, batch: Batch) -> tuple[Tensor, list[Routing]]:
+    def calibrate(self, layers: Iterable[MixtureLayer]) -> None:
+        """Show the routers of some layers the frequencies of tokens and the embeddings, as far as there are any."""
+        offered = self.offered()
+        for layer in layers:
+            layer.router.calibrate(**offered)
+
+    def offered(self) -> dict[str, Tensor | None]:
+        """What routers may be calibrated with."""
+        return {"token_counts": self.task.token_counts, "embeddings": self.network.token_embeddings()}
+
+    def answers(self, batch: Batch) -> tuple[Tensor, list[Routing]]:
         """The network on a batch; PluginError if its backbone breaks the contract."""
         result = self.network(batch.inputs, batch.mask)
         if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[0], Tensor):
@@ -124,12 +134,15 @@ class SingleBackbone(Arm):
         return PluginError(f"{BACKBONES.title_of(type(self.network))} broke the contract: {rule}")
 
     def loss(self, batch: Batch, index: Tensor) -> StepLoss:
-        outputs, routings = self._run(batch)
+        return self.step_loss(batch, *self.answers(batch))
+
+    def step_loss(self, batch: Batch, outputs: Tensor, routings: list[Routing]) -> StepLoss:
+        """The loss of what `answers` gave."""
         task_loss = self.task.loss(outputs, batch.targets).mean()
         return StepLoss(task_loss, self.flops(len(batch), routings, training=True), self.penalties(routings), routings)
 
     def predict(self, batch: Batch) -> Prediction:
-        outputs, routings = self._run(batch)
+        outputs, routings = self.answers(batch)
         groups, positions = self.network.layout(len(batch))
         return Prediction(outputs, self.flops(len(batch), routings, training=False), routings, positions, groups)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from typing import Any
 
+from baselines.recorded import teacher_of
 from routelab.comparison.compare import Comparison, Watch, carry_out, plan
 from routelab.training.arms import ArmChoice
 from routelab.training.config import Config, Resolved
@@ -20,7 +21,8 @@ def item(choice: ArmChoice) -> dict[str, Any]:
     found: dict[str, Any] = {f"optimizer.{key}": value for key, value in optimizer.items()}
     for section in ("backbone", "experts", "router"):
         found |= {f"{section}.{key}": value for key, value in getattr(spec, section).items() if value is not None}
-    found |= dict(spec.options)
+    teacher = teacher_of(spec)
+    found |= {**spec.options, "init.from": choice.init, **({"teacher": teacher.run} if teacher else {})}
     weights = found.pop("router.loss_weights", None) or {}
     found |= {f"router.loss_weights.{name}": value for name, value in weights.items()}
     # In an entry of `arms` a list is a grid; a list as a value is a grid of one.

@@ -16,8 +16,9 @@ import torch
 from baselines.contract import make_arm
 from routelab.comparison.cells import code_digest
 from routelab.comparison.compare import check_writable
+from routelab.comparison.origins import Origins
 from routelab.data.contract import DataSet, load
-from routelab.training.arms import ArmChoice, arm_choices
+from routelab.training.arms import ArmChoice
 from routelab.training.config import Config, Resolved, resolve, seed_list
 from routelab.training.loop import RunSpec
 from routelab.training.matching import match_arms
@@ -69,7 +70,12 @@ class Sweep:
             )
         self.sampler = SamplerChoice.of(config.sampler, config.seed, len(self.objectives))
         wanted = wishes(config.search)
-        self.choices = arm_choices(config, config.arms)
+        self.origins = Origins.of(config, self.data)
+        self.choices = self.origins.choices(config.arms, config.seed)
+        if any(choice.times != 1 or choice.take == "flops" for choice in self.choices):
+            raise UsageError(
+                "budget.times and init.take=flops give an arm a budget of its own; a sweep tunes all with the same one"
+            )
         check_keys(wanted, self.choices)
         self.reference = _reference(self.choices, config.match.reference)
         spaces = [(choice, space_of(choice, wanted, self.sampler.name == "grid")) for choice in self.choices]
@@ -83,7 +89,9 @@ class Sweep:
         self._matched: dict[str, ArmChoice] = {}
         for arm in every:
             # A space that no arm can be built from is seen before any work; the others are seen by their trials.
-            self.settled(arm, self.first(arm))
+            choice = self.settled(arm, self.first(arm))
+            for seed in (*self.seeds, *self.fresh_seeds):
+                self.origins.spec(choice, seed)  # A run that it builds on may be missing.
         self.pruner = PrunerChoice.of(config.pruner, lambda: min(self._rungs(arm) for arm in self.arms), len(self.objectives))
         self.targets = self._targets()
 
@@ -117,7 +125,7 @@ class Sweep:
             trainer = config.trainer
             size, parts = trainer.batch_size >> halvings, trainer.accumulate << halvings
             config = replace(config, trainer=replace(trainer, batch_size=size, accumulate=parts))
-        return [RunSpec.of(config, choice, seed) for seed in self.seeds]
+        return [replace(self.origins.spec(choice, seed), trainer=config.trainer) for seed in self.seeds]
 
     @property
     def seeds(self) -> list[int]:

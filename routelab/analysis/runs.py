@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,9 @@ from torch import Tensor
 from baselines.single import SingleBackbone
 from baselines.task import Batch
 from routelab.comparison.inference import trained
-from routelab.comparison.replay import RECORD, find_record, run_folder, spec_of
+from routelab.comparison.replay import find_record, folder_of, run_folder, spec_of
 from routelab.data.contract import DataSet, load
 from routelab.training.loop import WEIGHTS
-from routelab.training.record import read_json
-from routelab.training.store import sqlite_path
 from routers.errors import UsageError
 from routers.loading import load_plugin
 
@@ -64,7 +62,7 @@ def open_run(run: str, uri: str | None, results: Path = Path("results"), example
     name = f"run {record['arm']}-s{record['seed']} on {record['data']}"
     if record.get("status") != "ok":
         raise UsageError(f"{name} failed, so there is nothing to analyze: {record.get('error')}")
-    folder = _folder(run, record, uri, results)
+    folder = folder_of(run, record, uri, results)
     spec = spec_of(record)
     for plugin in spec.plugins:
         load_plugin(plugin)
@@ -82,26 +80,5 @@ def open_run(run: str, uri: str | None, results: Path = Path("results"), example
     wanted = max(_FEWEST, TOKENS // arm.network.positions) if examples is None else examples
     index = torch.randperm(len(data.test), generator=torch.Generator().manual_seed(0))[:wanted].sort().values
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return TrainedRun(record, folder, _mlflow_id(run, folder), data, arm.to(device).eval(), data.test.select(index), index)
-
-
-def _folder(run: str, record: Mapping[str, Any], uri: str | None, results: Path) -> Path:
-    """Where the run left its weights: its own folder; for a run known by its id, that of its cell, or of a single run with the
-    same cell, in `results` or beside the store."""
-    known = run_folder(run, results)
-    if known is not None:
-        return known
-    cell = str((record.get("provenance") or {}).get("cell"))
-    store = sqlite_path(uri) if uri else None
-    roots = [results, *([store.parent] if store is not None else [])]
-    for root in roots:
-        if (root / "cells" / cell / WEIGHTS).is_file():
-            return root / "cells" / cell
-        for place in sorted(root.glob(f"*/*-s{record['seed']}/{RECORD}")):
-            if ((read_json(place) or {}).get("provenance") or {}).get("cell") == cell:
-                return place.parent
-    return roots[0] / "cells" / cell
-
-
-def _mlflow_id(run: str, folder: Path) -> str | None:
-    return None if run_folder(run) is not None or folder.name == run else run
+    known = None if run_folder(run, results) is not None else run
+    return TrainedRun(record, folder, known, data, arm.to(device).eval(), data.test.select(index), index)

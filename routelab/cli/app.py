@@ -50,13 +50,21 @@ def resolve_words(words: list[str] | None) -> Any:
 
     words = list(words or [])
     path = words.pop(0) if words and "=" not in words[0] else None
+    _only_settings(words, "a configuration file")
+    return resolve(path or (), words, _spelled())
+
+
+def _only_settings(words: list[str], before: str) -> None:
     for word in words:
         if "=" not in word:
-            raise UsageError(f"argument {word!r} is not key=value; a configuration file comes first")
+            raise UsageError(f"argument {word!r} is not key=value; {before} comes first")
+
+
+def _spelled() -> list[str]:
+    """The plugins that stand before the command, as every process finds them."""
     import os
 
-    spelled = [os.path.abspath(name) if name.endswith(".py") else name for name in _plugins]
-    return resolve(path or (), words, spelled)
+    return [os.path.abspath(name) if name.endswith(".py") else name for name in _plugins]
 
 
 @app.command(name="compare")
@@ -86,6 +94,13 @@ def compare_command(
         return
     if audit:
         raise typer.Exit(screen.audit(resolved, as_json))
+    _carry_out(resolved, as_json)
+
+
+def _carry_out(resolved: Any, as_json: bool) -> None:
+    """Run a comparison, show it, and leave with its exit code."""
+    from routelab.cli import screen
+
     done = screen.compare(resolved, quiet=as_json)
     if as_json:
         from routelab.training.record import plain
@@ -93,6 +108,31 @@ def compare_command(
         # An interval of one seed has no bounds, and JSON has no NaN.
         typer.echo(json.dumps(plain(done.summary)))
     raise typer.Exit(1 if done.failed else 0)
+
+
+@app.command(name="distil")
+def distil_command(
+    run: Annotated[
+        str, typer.Argument(metavar="RUN", help="The teacher: a run's folder, cell or MLflow id; {seed} is the student's seed.")
+    ],
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="into, temperature, weight, or what `compare` takes.")
+    ] = None,
+    as_json: AsJson = False,
+    print_config: ShowConfig = False,
+) -> None:
+    """Train a small model on a run's outputs, and on the data alone at the same training FLOPs: does a mixture teach?
+
+    Example: routelab distil results/language/topk-s0 into=dense seeds=6 temperature=2
+    """
+    from routelab.comparison.distil import distillation
+
+    _only_settings(words or [], "RUN")
+    resolved = distillation(run, words or [], _spelled())
+    if print_config:
+        typer.echo(resolved.describe())
+        return
+    _carry_out(resolved, as_json)
 
 
 @app.command(name="train")

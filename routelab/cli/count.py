@@ -91,15 +91,18 @@ def count_arms(resolved: Any, as_json: bool) -> int:
     A configuration that names `arm` and no `arms` is one for `train`: that arm, and the reference that it is matched to.
     """
     from baselines.contract import arm_class
+    from routelab.comparison.origins import Origins
     from routelab.comparison.single import with_reference
     from routelab.data.contract import load
-    from routelab.training.arms import arm_choices
+    from routelab.training.config import seed_list
     from routelab.training.matching import match_arms
 
     config = resolved.config
     single = "arm" in resolved.sources and "arms" not in resolved.sources
-    choices = with_reference(config, arm_choices(config, [config.arm])) if single else arm_choices(config, config.arms)
-    matched = match_arms(choices, load(**config.data).task, config.match)
+    data = load(**config.data)
+    seed = config.seed if single else seed_list(config)[0]
+    choices = Origins.of(config, data).choices([config.arm] if single else config.arms, seed)
+    matched = match_arms(with_reference(config, choices) if single else choices, data.task, config.match)
     rows = [
         {
             "name": arm.choice.label,

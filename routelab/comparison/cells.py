@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from baselines.contract import BASELINES, arm_class
+from baselines.contract import BASELINES, ArmSpec, arm_class
+from baselines.recorded import teacher_of
 from experts.kinds import KINDS
 from routelab.backbones.contract import BACKBONES
 from routelab.data.contract import DATA
@@ -38,10 +39,13 @@ def cell_key(spec: RunSpec, digest: str) -> str:
     # A resumed run is the same run.
     del plain["trainer"]["checkpoint_seconds"]
     # An option that names a file stands for what is in it.
+    plain["init"] = None if spec.init is None else spec.init.address()
     router = {
         name: _hash(Path(str(value)).expanduser()) if _is_file(value) else value for name, value in spec.arm.router.items()
     }
-    plain["arm"] = {**plain["arm"], "router": router}
+    teacher = teacher_of(spec.arm)
+    options = spec.arm.options if teacher is None else {**spec.arm.options, "teacher": teacher.address()}
+    plain["arm"] = {**plain["arm"], "router": router, "options": options}
     content = json.dumps([plain, digest, *_code_of(spec)], sort_keys=True, default=str)
     return hashlib.sha256(content.encode()).hexdigest()[:20]
 
@@ -55,13 +59,20 @@ def code_digest(specs: Iterable[RunSpec]) -> str:
 def _code_of(spec: RunSpec) -> tuple[str, list[str]]:
     """The training path, and the families that this run uses."""
     used: list[tuple[Registry[Any], str]] = [
-        *((registry, name) for name in arm_class(spec.arm.name).made_of(spec.arm) for registry in (ROUTERS, BASELINES)),
-        (KINDS, spec.arm.experts.get("kind", "gelu")),
-        (BACKBONES, spec.arm.backbone.get("name", "")),
+        *(part for arm in (spec.arm, *arm_class(spec.arm.name).learns_from(spec.arm)) for part in _parts(arm)),
         (DATA, spec.data["name"]),
     ]
     families = [path for registry, name in used if name in registry for path in registry.sources(name)]
     return _core(), [_hash(path) for path in families]
+
+
+def _parts(arm: ArmSpec) -> list[tuple[Registry[Any], str]]:
+    """What an arm is made of, by registry and name."""
+    return [
+        *((registry, name) for name in arm_class(arm.name).made_of(arm) for registry in (ROUTERS, BASELINES)),
+        (KINDS, arm.experts.get("kind", "gelu")),
+        (BACKBONES, arm.backbone.get("name", "")),
+    ]
 
 
 @functools.cache

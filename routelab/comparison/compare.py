@@ -12,6 +12,7 @@ from routelab.comparison.again import cells_of
 from routelab.comparison.cells import cell_folder, cell_key, finished
 from routelab.comparison.frontier import frontier_of
 from routelab.comparison.inference import inference
+from routelab.comparison.origins import Origins
 from routelab.comparison.pairs import judged_pairs, pair_differences, pair_name, pairs_of
 from routelab.comparison.report import write_report
 from routelab.comparison.rows import Row, described, rows_of
@@ -24,7 +25,6 @@ from routelab.comparison.workers import Job, default_workers, failed, opening, r
 from routelab.comparison.yardsticks import yardsticks_of
 from routelab.data.contract import DataSet, load
 from routelab.training.config import Resolved, flatten, resolve, seed_list
-from routelab.training.loop import RunSpec
 from routelab.training.record import provenance, read_json, write_json
 from routelab.training.tracking import Tracker
 from routers.errors import StorageError, UsageError
@@ -62,6 +62,7 @@ class Plan:
     jobs: list[Job]
     reference: str | None
     data: DataSet
+    origins: Origins
 
     @property
     def labels(self) -> list[str]:
@@ -85,8 +86,7 @@ class Plan:
         for seed in seeds:
             for row in rows:
                 for rate in row.matched.choice.rates:
-                    spec = RunSpec.of(self.resolved.config, row.matched.choice.with_rate(rate), seed)
-                    spec = replace(spec, budget=row.budget)
+                    spec = self.origins.spec(row.matched.choice.with_rate(rate), seed, row.budget)
                     key = cell_key(spec, self.data.digest)
                     jobs.append(Job(key, spec, cell_folder(self.resolved.output, key)))
         return jobs
@@ -96,7 +96,8 @@ def plan(resolved: Resolved) -> Plan:
     """Check everything that can be checked before any work: arms, data, matching, the output folder."""
     config = resolved.config
     data = load(**config.data)
-    rows, reference = rows_of(config, data)
+    origins, seeds = Origins.of(config, data), seed_list(config)
+    rows, reference = rows_of(config, data, origins.choices(config.arms, seeds[0]))
     if config.trainer.batch_size > len(data.train):
         raise UsageError(
             f"trainer.batch_size={config.trainer.batch_size} must be at most the {len(data.train)} training examples"
@@ -105,8 +106,10 @@ def plan(resolved: Resolved) -> Plan:
         raise UsageError(f"seeds=auto needs the reference {config.match.reference!r} among the arms")
     pairs_of(config.verdict, [row.label for row in rows if row.is_main])
     check_writable(resolved.output)
-    empty = Plan(resolved, rows, [], reference, data)
-    return replace(empty, jobs=empty.jobs_of(rows, seed_list(config)))
+    empty = Plan(resolved, rows, [], reference, data, origins)
+    if config.seeds == "auto":
+        empty.jobs_of(rows, range(config.verdict.most))  # What a later seed builds on is missed now, not then.
+    return replace(empty, jobs=empty.jobs_of(rows, seeds))
 
 
 def compare(
@@ -147,7 +150,7 @@ def carry_out(
         summary["series"] = series_of([row.matched.choice for row in ready.rows if row.is_main])
         inputs = ready.data.task.inputs
         summary["tokens_per_example"] = inputs.shape[0] if inputs.kind == "text" else None
-        summary["yardsticks"] = yardsticks_of(ready.data, resolved.output)
+        summary["yardsticks"] = [*yardsticks_of(ready.data, resolved.output), *ready.origins.teachers()]
         for label, seconds in inference(main, resolved.output, ready.data).items():
             summary["arms"][label]["inference"] = seconds
         summary |= beside or {}

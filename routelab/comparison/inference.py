@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from baselines.contract import Arm, arm_class, make_arm
+from baselines.recorded import read_weights, restore
 from baselines.task import Batch
 from routelab.comparison.cells import cell_folder
 from routelab.comparison.replay import spec_of
@@ -64,17 +65,12 @@ def trained(record: Mapping[str, Any], weights: Path, data: DataSet) -> Arm:
     """The arm as a run left it; UsageError if its weights are gone, or are not those of this code."""
     spec = spec_of(record)
     name = f"run {spec.label}-s{spec.seed} on {record['data']}"
-    if not weights.is_file():
-        raise UsageError(f"{name} has no weights: there is no file {str(weights)!r}")
+    state = read_weights(weights, name)
     for plugin in spec.plugins:
         load_plugin(plugin)
     arm = make_arm(spec.arm, data.task, spec.seed)
-    state = torch.load(weights, map_location="cpu", weights_only=True)["state_dict"]
     try:
-        arm.prepare(data.train)
-        for stage in range(len(arm.stages())):
-            arm.begin(stage)
-        arm.load_state_dict({name.removeprefix("arm."): value for name, value in state.items() if name.startswith("arm.")})
+        restore(arm, state, data.train)
     except RuntimeError as error:
         raise UsageError(f"{name}: the weights in {str(weights)!r} do not fit this version of the code") from error
     return arm

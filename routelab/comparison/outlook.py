@@ -41,13 +41,13 @@ def outlook(ready: Plan) -> Outlook:
     """Look ahead. Times a few steps of every arm, where there is no GPU and steps are small."""
     config = ready.resolved.config
     rows = {row.label: row for row in ready.rows}
-    todo = [rows[job.spec.label] for job in ready.jobs if finished(ready.resolved.output, job.key) is None]
-    costs = {row.label: training_flops(config, row.matched, row.budget, ready.data) for row in todo}
-    counted = [(row, costs[row.label] or 0.0) for row in todo if costs[row.label] is not None]
+    todo = [(rows[job.spec.label], job.spec.budget) for job in ready.jobs if finished(ready.resolved.output, job.key) is None]
+    costs = [(row, training_flops(config, row.matched, budget, ready.data)) for row, budget in todo]
+    counted = [(row, cost) for row, cost in costs if cost is not None]
     workers = config.workers or default_workers(config.trainer)
     seconds: float | None = None
     if config.budget.seconds is not None:
-        seconds = sum(row.budget.seconds or 0.0 for row in todo) / workers
+        seconds = sum(budget.seconds or 0.0 for _, budget in todo) / workers
     elif not gpus(config.trainer):
         pace = {label: _seconds_per_flop(row, ready) for label, row in {row.label: row for row, _ in counted}.items()}
         if None not in pace.values():

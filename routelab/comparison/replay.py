@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from baselines.contract import ArmSpec
+from baselines.recorded import Recorded
 from routelab.comparison.cells import cell_folder
 from routelab.data.contract import load
 from routelab.training.config import Budget, Optimizer, TrainerOptions, flatten
-from routelab.training.loop import RunSpec, execute
+from routelab.training.loop import WEIGHTS, RunSpec, execute
 from routelab.training.module import Observer
 from routelab.training.record import read_json
+from routelab.training.store import sqlite_path
 from routelab.training.stored import recorded
 from routers.errors import UsageError, unknown
 from routers.loading import load_plugin
@@ -65,6 +67,24 @@ def runs_of(comparison: Path) -> dict[str, Path]:
     return {f"{label}-s{seed}": cell_folder(comparison, str(key)) for label, seed, key in cells}
 
 
+def folder_of(run: str, record: Mapping[str, Any], uri: str | None, results: Path = Path("results")) -> Path:
+    """Where a run left its weights: its own folder; for a run known by its id, that of its cell, or of a single run with the
+    same cell, in `results` or beside the store."""
+    known = run_folder(run, results)
+    if known is not None:
+        return known
+    cell = str((record.get("provenance") or {}).get("cell"))
+    store = sqlite_path(uri) if uri else None
+    roots = [results, *([store.parent] if store is not None else [])]
+    for root in roots:
+        if (root / "cells" / cell / WEIGHTS).is_file():
+            return root / "cells" / cell
+        for place in sorted(root.glob(f"*/*-s{record['seed']}/{RECORD}")):
+            if ((read_json(place) or {}).get("provenance") or {}).get("cell") == cell:
+                return place.parent
+    return roots[0] / "cells" / cell
+
+
 def spec_of(record: Mapping[str, Any]) -> RunSpec:
     """The specification that a record was trained with."""
     config = record["config"]
@@ -77,6 +97,7 @@ def spec_of(record: Mapping[str, Any]) -> RunSpec:
         optimizer=Optimizer(**config["optimizer"]),
         trainer=TrainerOptions(**config["trainer"]),
         plugins=tuple(config["plugins"]),
+        init=Recorded(**config["init"]) if config.get("init") else None,
     )
 
 

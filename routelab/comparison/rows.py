@@ -11,7 +11,7 @@ from baselines.contract import make_arm
 from baselines.task import Task
 from experts.kinds import FeedForward
 from routelab.data.contract import DataSet
-from routelab.training.arms import ArmChoice, arm_choices
+from routelab.training.arms import ArmChoice
 from routelab.training.config import Budget, Config, Match
 from routelab.training.matching import Matched, match_arms
 from routers.errors import UsageError
@@ -41,9 +41,8 @@ class Row:
         return self.size == self.share == 1.0
 
 
-def rows_of(config: Config, data: DataSet) -> tuple[list[Row], str | None]:
-    """All rows, the main ones first, and the label of the reference; UsageError if an arm cannot be sized."""
-    choices = arm_choices(config, config.arms)
+def rows_of(config: Config, data: DataSet, choices: Sequence[ArmChoice]) -> tuple[list[Row], str | None]:
+    """All rows of these arms, the main ones first, and the label of the reference; UsageError if an arm cannot be sized."""
     reference = reference_of(choices, config.match)
     main = match_arms(choices, data.task, config.match)
     iso = config.isoflop
@@ -61,7 +60,8 @@ def rows_of(config: Config, data: DataSet) -> tuple[list[Row], str | None]:
                 sized.append((size, match_arms(arms, data.task, replace(config.match, reference=rung.label))))
     rows = []
     for share in dict.fromkeys([1.0, *shares]):
-        budget = _share(config, share, _total(config, main, reference, data) if iso else None)
+        # Where all sizes are to spend the same, it is FLOPs that they spend.
+        whole = Budget(flops=_total(config, main, reference, data)) if iso else config.budget
         for size, matched in sized:
             for each in matched:
                 name = (
@@ -69,7 +69,7 @@ def rows_of(config: Config, data: DataSet) -> tuple[list[Row], str | None]:
                 )
                 label = _sized(name, size) + (f" b{share:g}" if share != 1.0 else "")
                 labelled = replace(each, choice=replace(each.choice, label=label))
-                rows.append(Row(label, labelled, name, budget, size, share))
+                rows.append(Row(label, labelled, name, whole.times(share * each.choice.times), size, share))
     labels = [row.label for row in rows]
     for label in labels:
         if labels.count(label) > 1:
@@ -109,18 +109,6 @@ def _rung(reference: ArmChoice, size: float, task: Task) -> ArmChoice:
         )
     spec = reference.spec.with_value("backbone.hidden", max(1, round(width * size)))
     return replace(reference, label=_sized(reference.label, size), spec=spec)
-
-
-def _share(config: Config, share: float, flops: float | None) -> Budget:
-    """A share of the budget; flops: the whole of it in FLOPs, if all sizes are to spend the same."""
-    if flops is not None:
-        return Budget(flops=flops * share)
-    budget = config.budget
-    steps = None if budget.steps is None else max(1, round(budget.steps * share))
-    flops, epochs, seconds = (
-        None if value is None else value * share for value in (budget.flops, budget.epochs, budget.seconds)
-    )
-    return Budget(flops=flops, steps=steps, epochs=epochs, seconds=seconds)
 
 
 def _total(config: Config, main: Sequence[Matched], reference: ArmChoice | None, data: DataSet) -> float:

@@ -10,12 +10,13 @@ from typing import Any
 
 from routelab.comparison.cells import cell_key
 from routelab.comparison.compare import check_writable
+from routelab.comparison.origins import Origins
 from routelab.comparison.workers import Job, opening
 from routelab.data.contract import load
 from routelab.training.arms import ArmChoice, arm_choices
 from routelab.training.config import Config, Resolved, resolve
 from routelab.training.distributed import inside
-from routelab.training.loop import Run, RunSpec, execute
+from routelab.training.loop import Run, execute
 from routelab.training.matching import match_arms
 from routelab.training.module import Observer
 from routelab.training.record import write_json
@@ -37,7 +38,8 @@ def train(
     resolved = config if isinstance(config, Resolved) else resolve(config)
     settings = resolved.config
     data = load(**settings.data)
-    choices = arm_choices(settings, [settings.arm])
+    origins = Origins.of(settings, data)
+    choices = origins.choices([settings.arm], settings.seed)
     if len(choices) > 1:
         raise UsageError(f"train takes one arm; this grid has {len(choices)}: use compare")
     if len(choices[0].rates) > 1:
@@ -51,7 +53,7 @@ def train(
     tells = not inside() or os.environ.get("RANK") == "0"
     tracker = Tracker(settings.tracking.uri if tells else None, resolved.experiment)
     tracker.open()
-    spec = RunSpec.of(settings, matched.choice, settings.seed)
+    spec = origins.spec(matched.choice, settings.seed)
     job = Job(cell_key(spec, data.digest), spec, folder)
     name = f"{matched.choice.label}-s{settings.seed}"
     observer = _Live(tracker, tracker.start_run(opening(job), None, name), watch)

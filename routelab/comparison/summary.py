@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from routelab.comparison.frontier import to_target
+from routelab.comparison.readings import readings_of, readings_sentence
 from routelab.comparison.rows import Row
 from routelab.comparison.sequential import look
 from routelab.comparison.statistics import (
@@ -39,14 +40,16 @@ _MEANS = (
     "seconds",
     "drop_rate",
     "load_cv",
+    "initial_flops",
 )
 
 
 def write_results(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
-    """results.csv: one row per arm and seed, columns as design.md §4 names them; a last one, leaks, if an arm does."""
+    """results.csv: one row per arm and seed, columns as design.md §4 names them; further ones, leaks and
+    initial_flops, where an arm leaks or builds on an earlier run."""
     metric = next((record["metric"] for record in records if record.get("metric")), "accuracy")
     column = metric if metric == "bits_per_byte" else f"test_{metric}"
-    tail = (*_TAIL, "leaks") if any(record.get("leaks") for record in records) else _TAIL
+    tail = (*_TAIL, *(name for name in ("leaks", "initial_flops") if any(record.get(name) for record in records)))
     lines = [["arm", "seed", "data", "test_loss", column, *tail]]
     for record in records:
         test = record.get("test") or {}
@@ -112,7 +115,9 @@ def summarise(
             entry[ratio] = ours / theirs if ours and theirs else None
     compared = differences(labels, reference, records) if reference else {}
     judge(arms, compared, verdict, sequential)
+    readings = readings_of(arms, reference)
     for label, entry in arms.items():
+        entry["training_ratio"] = readings.get(label)
         entry["leverage"] = ((frontier or {}).get("arms") or {}).get(label)
         if label in compared and reference:
             entry["to_target"] = to_target(records, reference, label)
@@ -120,7 +125,8 @@ def summarise(
     data = records[0]["data"] if records else name
     return {
         "name": name, "data": data, "metric": metric, "reference": reference, "seeds": seeds, "arms": arms,
-        "sentence": sentence_of(arms, reference, data, verdict.level, sequential), "caveat": caveat_of(arms, len(seeds)),
+        "sentence": sentence_of(arms, reference, data, verdict.level, sequential) + readings_sentence(arms, reference, readings),
+        "caveat": caveat_of(arms, len(seeds)),
         "margin": verdict.margin, "level": verdict.level, "frontier": frontier,
     }  # fmt: skip
 

@@ -6,10 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from routelab.comparison.readings import NEARLY
 from routelab.comparison.statistics import smallest_sign_flip_p
-
-_EQUAL = 0.025
-"""Ratios of FLOPs this near to 1 are called equal: the tolerance of matching is 0.02 by default."""
 
 
 def marked(label: str, given: Sequence[str] | None) -> str:
@@ -117,7 +115,7 @@ def _price(others: Mapping[str, Any], reference: str) -> str:
     ratios = [arm["flops_ratio"] for arm in others.values() if arm.get("flops_ratio") is not None]
     if not ratios:
         return "at a cost in FLOPs that is not known"
-    if all(abs(ratio - 1) <= _EQUAL for ratio in ratios):
+    if all(abs(ratio - 1) <= NEARLY for ratio in ratios):
         return "at equal forward FLOPs per example"
     low, high = f"{min(ratios):.2f}", f"{max(ratios):.2f}"
     return f"at {low if low == high else f'{low} to {high}'} times the forward FLOPs per example of {reference}"

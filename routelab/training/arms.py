@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from baselines.contract import ArmSpec, arm_class, arm_names, router_of
-from routelab.training.config import EXPERT_KEYS, Config, Optimizer, flatten, rates_of
+from routelab.training.config import EXPERT_KEYS, Config, Optimizer, check_init, flatten, rates_of
 from routers.errors import PluginError, UsageError, unknown
 
 
@@ -19,6 +20,8 @@ class ArmChoice:
     rates: the learning rates to choose from on validation; `optimizer.lr` is the first.
     own: dotted names of what the arm's own entry in `arms` says, which makes it this arm and no other.
     entry: the number of the item of `arms` that it comes from. varied: the options that this item varies, with this row's values.
+    times: how many times the configuration's budget it has. init: the run that it begins from, of which it takes its weights or
+    its FLOPs (`take`).
     """
 
     label: str
@@ -28,6 +31,9 @@ class ArmChoice:
     own: tuple[str, ...] = ()
     entry: int = 0
     varied: tuple[tuple[str, Any], ...] = ()
+    times: float = 1.0
+    init: str | None = None
+    take: str = "weights"
 
     def with_rate(self, rate: float) -> ArmChoice:
         """The same row with one learning rate."""
@@ -97,6 +103,7 @@ def _choice(config: Config, name: str, label: str, options: Mapping[str, Any]) -
     mine = {key: value for key, value in options.items() if key in own}
     spec = ArmSpec(name, backbone, dict(config.experts), dict(config.router), mine)
     optimizer = asdict(config.optimizer)
+    init, times = dict(config.init), 1.0
     said = [f"options.{key}" for key in mine]
     for given, value in options.items():
         if given in mine:
@@ -115,16 +122,30 @@ def _choice(config: Config, name: str, label: str, options: Mapping[str, Any]) -
             if rest not in optimizer:
                 raise unknown(f"option of arm {label!r}", key, [f"optimizer.{name}" for name in optimizer])
             optimizer[rest] = value
+        elif section == "init":
+            if rest not in init:
+                raise unknown(f"option of arm {label!r}", key, [f"init.{name}" for name in init])
+            init[rest] = value
+        elif section == "budget":
+            if rest != "times":
+                raise unknown(f"option of arm {label!r}", key, ["budget.times"])
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+                raise UsageError(f"arm {label!r}: budget.times={value!r} must be a number above 0")
+            times = float(value)
         elif router_of(spec) is not None:
             key = f"router.{key}"
             spec = spec.with_value(key, value)
         elif own:
             raise unknown(f"option of arm {label!r}", key, own)
         else:
-            raise UsageError(f"arm {label!r} takes no option {key!r}; use backbone.*, experts.* or optimizer.*")
+            raise UsageError(
+                f"arm {label!r} takes no option {key!r}; use backbone.*, experts.*, optimizer.*, init.* or budget.times"
+            )
         said.append(key)
     rates = rates_of(optimizer["lr"], "optimizer.lr")
-    return ArmChoice(label, spec, Optimizer(**{**optimizer, "lr": rates[0]}), rates, tuple(said))
+    check_init(init["from"], init["take"], f"arm {label!r}: init")
+    first = Optimizer(**{**optimizer, "lr": rates[0]})
+    return ArmChoice(label, spec, first, rates, tuple(said), times=times, init=init["from"], take=init["take"])
 
 
 def _check_router_options(config: Config, choices: Sequence[ArmChoice]) -> None:

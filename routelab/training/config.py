@@ -20,6 +20,7 @@ PRECISIONS = ("auto", "32-true", "bf16-mixed")
 SCHEDULES = ("cosine", "linear", "constant")
 EXPERT_KEYS = ("count", "hidden", "shared", "kind", "bias", "rank", "zero", "copy", "constant")
 MATCHES = ("flops_per_example", "total_params", "active_params", "train_flops", "none")
+TAKES = ("weights", "flops")
 DEFAULT_STEPS = 300
 
 
@@ -31,6 +32,14 @@ class Budget:
     steps: int | None = None
     epochs: float | None = None
     seconds: float | None = None
+
+    def times(self, factor: float) -> Budget:
+        """So many times this budget; at least one step."""
+        steps = None if self.steps is None else max(1, round(self.steps * factor))
+        flops, epochs, seconds = (
+            None if value is None else value * factor for value in (self.flops, self.epochs, self.seconds)
+        )
+        return Budget(flops=flops, steps=steps, epochs=epochs, seconds=seconds)
 
 
 @dataclass
@@ -111,6 +120,9 @@ class Config:
     budget_ladder: shares of the budget that everything is trained with as well, each with a schedule of its own. isoflop: every
     arm at every size of the ladder, all with the same training FLOPs.
 
+    init: `from`, a run whose weights every arm begins from (`{seed}` in its name is the run's seed), null = none. `take`: "flops"
+    takes nothing of it but its training FLOPs, which are added to budget.flops.
+
     backbone: without a name it is the one for the data's kind (`routelab.backbones.registry.DEFAULT_FOR`).
     """
 
@@ -138,6 +150,7 @@ class Config:
             "constant": None,
         }
     )
+    init: dict[str, Any] = field(default_factory=lambda: {"from": None, "take": "weights"})
     budget: Budget = field(default_factory=Budget)
     match: Match = field(default_factory=Match)
     dense_ladder: list[float] = field(default_factory=list)
@@ -395,6 +408,10 @@ def _check_values(config: Config) -> None:
     for key in config.experts:
         if key not in EXPERT_KEYS:
             raise unknown("key", f"experts.{key}", [f"experts.{name}" for name in EXPERT_KEYS])
+    for key in config.init:
+        if key not in ("from", "take"):
+            raise unknown("key", f"init.{key}", ["init.from", "init.take"])
+    check_init(config.init["from"], config.init["take"], "init")
     sizes = ("experts.count", "experts.hidden", "experts.rank", "backbone.hidden", "backbone.moe_every")
     for section, key in (name.split(".") for name in sizes):
         value = getattr(config, section).get(key)
@@ -419,6 +436,14 @@ def rates_of(value: Any, key: str) -> tuple[float, ...]:
     if not given or len(set(given)) < len(given):
         raise UsageError(f"{key}={value!r} must name at least one rate, and none twice")
     return tuple(float(rate) for rate in given)
+
+
+def check_init(run: Any, take: Any, where: str) -> None:
+    """UsageError unless `run` is a run's name, or None, and `take` what may be taken of it."""
+    if run is not None and (not isinstance(run, str) or not run):
+        raise UsageError(f"{where}.from={run!r} must be a run: its folder, its cell's address, or its id in MLflow; or null")
+    if take not in TAKES:
+        raise unknown(f"{where}.take", take, TAKES)
 
 
 def _check_accelerator(name: str) -> None:

@@ -17,6 +17,8 @@ import torch
 
 from baselines.contract import Arm, ArmSpec, arm_class, blame, make_arm, predicted
 from baselines.quality import close_look, close_sums
+from baselines.recorded import Recorded, teacher_of
+from baselines.upcycling import begin_from
 from experts.memory import keep_freed_memory
 from routelab.data.contract import DataSet, load
 from routelab.training.arms import ArmChoice
@@ -34,7 +36,10 @@ WEIGHTS = "weights.ckpt"
 
 @dataclass(frozen=True)
 class RunSpec:
-    """Everything that decides a run's result, as plain data. label names the arm in tables and decides nothing."""
+    """Everything that decides a run's result, as plain data. label names the arm in tables and decides nothing.
+
+    init: the run that it begins from, None = values drawn by the seed.
+    """
 
     label: str
     arm: ArmSpec
@@ -44,6 +49,7 @@ class RunSpec:
     optimizer: Optimizer
     trainer: TrainerOptions
     plugins: tuple[str, ...] = ()
+    init: Recorded | None = None
 
     @classmethod
     def of(cls, config: Config, choice: ArmChoice, seed: int) -> RunSpec:
@@ -53,7 +59,7 @@ class RunSpec:
             choice.spec,
             seed,
             dict(config.data),
-            config.budget,
+            config.budget.times(choice.times),
             choice.optimizer,
             config.trainer,
             tuple(config.plugins),
@@ -106,9 +112,12 @@ def execute(
         "data": data.task.name,
         "metric": data.task.metric,
         "config": spec.plain(),
+        "initial_flops": builds_on(spec),
         "provenance": {**provenance(), "data_digest": data.digest, "data_source": data.source},
     }
     arm = make_arm(spec.arm, data.task, spec.seed)
+    if spec.init is not None:
+        begin_from(arm, spec.init.state(), spec.init.run)
     try:
         record |= _what_it_is(arm)
     except PluginError as error:
@@ -162,6 +171,12 @@ def execute(
         "problems": [checkpoint.problem] if checkpoint is not None and checkpoint.problem else [],
     }
     return Run(record, arm if record["status"] == "ok" else None)
+
+
+def builds_on(spec: RunSpec) -> float | None:
+    """Training FLOPs of the runs that this one builds on: the one that it begins from, and its teacher. None if there is none."""
+    runs = [run for run in (spec.init, teacher_of(spec.arm)) if run is not None]
+    return sum(run.flops for run in runs) if runs else None
 
 
 def _what_it_is(arm: Arm) -> dict[str, Any]:
