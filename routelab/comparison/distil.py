@@ -76,7 +76,8 @@ def distillation(run: str, words: Sequence[str], plugins: Sequence[str] = ()) ->
         raise UsageError(f"budget.seconds={config.budget.seconds:g} ends runs by the clock; distil compares at equal FLOPs")
     config = replace(config, arms=arms, budget=Budget(flops=flops))
     name = f"distil-{record['arm']}" + ("" if SEED in run else f"-s{record['seed']}")
-    return replace(resolved, config=config, name=name)
+    made = f"distil {run}"
+    return replace(resolved, config=config, name=name, sources={**resolved.sources, "arms": made, "budget": made})
 
 
 def _split(words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:

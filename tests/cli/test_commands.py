@@ -17,7 +17,7 @@ def run(*words, cwd=None):
     return subprocess.run([*ROUTELAB, *words], capture_output=True, text=True, cwd=cwd, timeout=240, check=False)
 
 
-@pytest.mark.parametrize("command", [[], ["compare"], ["train"], ["list"], ["count"], ["doctor"], ["ui"], ["new"]])
+@pytest.mark.parametrize("command", [[], ["compare"], ["train"], ["list"], ["count"], ["doctor"], ["ui"], ["new"], ["distil"]])
 def test_help_has_an_example_and_loads_nothing_heavy(command):
     code = (
         "import sys; sys.argv=['routelab', *sys.argv[1:]]\nfrom routelab.cli.app import main\n"
