@@ -126,12 +126,14 @@ def _choice(config: Config, name: str, label: str, options: Mapping[str, Any]) -
             if rest not in init:
                 raise unknown(f"option of arm {label!r}", key, [f"init.{name}" for name in init])
             init[rest] = value
+            continue
         elif section == "budget":
             if rest != "times":
                 raise unknown(f"option of arm {label!r}", key, ["budget.times"])
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
                 raise UsageError(f"arm {label!r}: budget.times={value!r} must be a number above 0")
             times = float(value)
+            continue
         elif router_of(spec) is not None:
             key = f"router.{key}"
             spec = spec.with_value(key, value)

@@ -139,6 +139,7 @@ def test_distil_compares_at_equal_flops_and_at_equal_steps(first, capsys, monkey
     summary = json.loads(capsys.readouterr().out)
     assert list(summary["arms"]) == [ALONE, "distilled", EQUAL_STEPS]
     assert summary["reference"] == ALONE
+    assert [(pair["arm"], pair["against"]) for pair in summary["pairs"]] == [("distilled", EQUAL_STEPS)]
     records = {
         (arm, seed): json.loads((first / "results/cells" / cell / "record.json").read_text())
         for arm, seed, cell in summary["cells"]
