@@ -1,11 +1,15 @@
-"""`routelab analyze`: the questions about a mixture's experts, answered on the terminal and on a page."""
+"""`routelab analyze` and `routelab clock`: questions about a trained mixture, answered on the terminal and in files."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
-from routelab.cli.screen import console, watching
+from rich.table import Table
+
+from routelab.cli.screen import console, number_of, watching
+from routers.errors import UsageError
 
 
 def analyze(run: str, uri: str, output: str | None, examples: int | None, as_json: bool) -> None:
@@ -33,3 +37,82 @@ def analyze(run: str, uri: str, output: str | None, examples: int | None, as_jso
     for sentence in sentences(found):
         out.print(sentence)
     out.print(f"Page: {written[0]}")
+
+
+def clock(
+    run: str, uri: str, output: str | None, sizes: str, rounds: int, longest: float, cpu_time: bool, as_json: bool
+) -> None:
+    """Time one run against dense models, and leave numbers and figures; as artifacts too where the run was found in MLflow."""
+    wanted = _sizes(sizes)
+    for option, value in (("--rounds", rounds), ("--longest", longest)):
+        if not value > 0:
+            raise UsageError(f"{option} is {value}; it must be above 0")
+    from routelab.analysis.clock import Settings, clock
+    from routelab.analysis.clock_figures import figures_of, machine, table
+    from routelab.analysis.clock_words import sentences
+    from routelab.analysis.runs import open_run
+    from routelab.comparison.compare import check_writable
+    from routelab.comparison.figures import save_figures
+    from routelab.comparison.summary import write_csv
+    from routelab.training.record import plain, write_json
+    from routelab.training.stored import leave
+
+    out = console(quiet=as_json)
+    opened = open_run(run, uri)
+    folder = Path(output) if output else opened.folder / "clock"
+    check_writable(folder)
+    with watching(out) as show:
+        found = clock(opened, Settings(wanted, rounds, longest, cpu_time), lambda share: show(0, 1, share))
+    found["sentences"] = sentences(found)
+    places = [folder / "clock.json", folder / "clock.csv", folder / "figures"]
+    write_json(places[0], found)
+    write_csv(places[1], table(found))
+    save_figures(figures_of(found), places[2])
+    if opened.run_id is not None:
+        leave(uri, opened.run_id, places, "clock")
+    if as_json:
+        print(json.dumps(plain(found)))
+        return
+    out.print(f"{opened.name}. {machine(found)}")
+    out.print(_clock_table(found))
+    for sentence in found["sentences"]:
+        out.print(sentence)
+    out.print("The dense models have their initial weights: what a product takes does not hang on its numbers.")
+    out.print(f"Numbers: {places[0]}   Figures: {places[2]}")
+
+
+def _sizes(text: str) -> list[int]:
+    """Batch sizes from "1,16,256", in rising order."""
+    try:
+        sizes = sorted({int(word) for word in text.split(",")})
+    except ValueError:
+        sizes = []
+    if not sizes or sizes[0] < 1:
+        raise UsageError(f"--sizes is {text!r}; it must be whole numbers of at least 1, such as 1,16,256")
+    return sizes
+
+
+def _clock_table(found: dict[str, Any]) -> Table:
+    unit = "tokens/s" if found["positions"] else "examples/s"
+    grid = Table(header_style="")
+    for name in (
+        "what",
+        "batch",
+        "model",
+        "FLOPs/ex",
+        "total",
+        "ms",
+        unit,
+        "mixture's time over it",
+        *found["rows"][0]["parts"],
+    ):
+        grid.add_column(name, justify="left" if name in ("what", "model") else "right", no_wrap=True)
+    for row in found["rows"]:
+        arm, ratio = found["arms"][row["arm"]], row["ratio"]
+        over = "" if ratio is None else f"{ratio['mean']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]"
+        grid.add_row(
+            row["mode"], str(row["batch"]), row["arm"], number_of(arm["flops_per_example"]), number_of(arm["total_params"]),
+            f"{1e3 * row['seconds']['mean']:.3g}", number_of(row["per_second"]), over,
+            *(f"{share:.0%}" if share else "" for share in row["parts"].values()),
+        )  # fmt: skip
+    return grid

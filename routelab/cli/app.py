@@ -225,6 +225,28 @@ def analyze_command(
     analyze(run, uri, output, examples, as_json)
 
 
+@app.command(name="clock")
+def clock_command(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, its cell's address, or its id in MLflow.")],
+    uri: Store = _STORE,
+    output: Annotated[str | None, typer.Option(help="Where numbers and figures go (RUN's folder, in clock/).")] = None,
+    sizes: Annotated[str, typer.Option(help="Batch sizes, in examples (of texts: windows).")] = "1,4,16,64,256,1024,4096",
+    rounds: Annotated[int, typer.Option(help="Readings of each model at each size, in turns; 6 or more give intervals.")] = 15,
+    longest: Annotated[float, typer.Option(help="Seconds of a pass after which larger batches are left out.")] = 3.0,
+    cpu_time: Annotated[
+        bool, typer.Option("--cpu-time", help="On one thread, whose time at work is counted: for a busy machine.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """When a mixture is slower although it computes less: latency against dense models of equal FLOPs and of equal parameters.
+
+    Example: routelab clock results/language/topk-s0 --sizes 1,16,256
+    """
+    from routelab.cli.analysis import clock
+
+    clock(run, uri, output, sizes, rounds, longest, cpu_time, as_json)
+
+
 @app.command(name="list")
 def list_command(
     kind: Annotated[str | None, typer.Argument(metavar="[routers|experts|backbones|baselines|data|presets]")] = None,

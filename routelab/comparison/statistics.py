@@ -53,6 +53,26 @@ def paired_interval(a: Sequence[float], b: Sequence[float], confidence: float = 
     return mean_interval(_differences(a, b), confidence)
 
 
+def median_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
+    """The median and its distribution-free interval, from the k-th smallest value to the k-th largest.
+
+    k is the largest for which a binomial with n halves leaves at least `confidence` between them (n >= 6 for 95%; NaN bounds
+    below). `mean` holds the median.
+    """
+    if not 0.0 < confidence < 1.0:
+        raise ValueError(f"confidence must lie between 0 and 1, not {confidence}")
+    x = np.sort(np.asarray(values, dtype=np.float64).reshape(-1))
+    n = int(x.size)
+    if n == 0 or not np.isfinite(x).all():
+        return Interval(math.nan, math.nan, math.nan, n)
+    # So many values lie below the median with at most half of what may be left out.
+    below = int(stats.binom.ppf((1 - confidence) / 2, n, 0.5))
+    below -= stats.binom.cdf(below, n, 0.5) > (1 - confidence) / 2
+    if below < 0:
+        return Interval(float(np.median(x)), math.nan, math.nan, n)
+    return Interval(float(np.median(x)), float(x[below]), float(x[n - 1 - below]), n)
+
+
 def sign_flip_p(differences: Sequence[float]) -> float:
     """The two-sided p-value of the sign-flip test: exact up to 16 differences, by 100,000 fixed random draws beyond.
 
