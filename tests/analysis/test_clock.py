@@ -1,0 +1,185 @@
+"""Latency side by side: shares that add up to 1, rivals that cost the same, sentences with numbers, and one run from end to end."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from scipy import stats
+
+from experts.bank import ExpertBank
+from experts.kinds import FeedForward
+from experts.mixture import MixtureLayer
+from routelab.analysis.clock import Settings, clock
+from routelab.analysis.clock_figures import figures_of, table
+from routelab.analysis.clock_words import sentences
+from routelab.analysis.rivals import EQUAL_FLOPS, EQUAL_PARAMETERS, MIXTURE
+from routelab.analysis.runs import open_run
+from routelab.analysis.stopwatch import PARTS, Stopwatch, timed_parts
+from routelab.cli.app import app, guarded
+from routelab.comparison.single import train
+from routelab.comparison.statistics import median_interval
+from routers.registry import build_router
+
+
+def test_the_interval_of_a_median_counts_from_both_ends():
+    """Binomial(9, 1/2): P(X <= 1) = 10/512 < .025 < P(X <= 2) = 46/512, so the second smallest and the second largest."""
+    assert median_interval([5, 1, 9, 2, 8, 3, 7, 4, 6]).as_dict() == {"mean": 5.0, "low": 2.0, "high": 8.0, "n": 9}
+    six = median_interval(range(1, 7))
+    assert (six.low, six.mean, six.high) == (1.0, 3.5, 6.0)
+    assert median_interval(range(5)).low != median_interval(range(5)).low, "NaN: five values have no 95% interval"
+
+
+@pytest.mark.parametrize("n", [6, 8, 15, 40])
+def test_it_is_the_narrowest_that_covers(n):
+    found = median_interval(range(1, n + 1))
+    left_out = int(found.low) - 1
+    assert 1 - 2 * stats.binom.cdf(left_out, n, 0.5) >= 0.95
+    assert 1 - 2 * stats.binom.cdf(left_out + 1, n, 0.5) < 0.95
+
+
+def test_a_moment_is_charged_to_the_innermost_part():
+    """Moments 0, 1, 3, 6, 10, 15: rest 1, dispatch 2, router 3, dispatch 4, rest 5."""
+    watch = Stopwatch(iter([0.0, 1.0, 3.0, 6.0, 10.0, 15.0]).__next__)
+    watch.start()
+    watch.enter("dispatch")
+    watch.enter("router")
+    watch.leave()
+    watch.leave()
+    watch.stop()
+    assert {part: seconds for part, seconds in watch.seconds.items() if seconds} == {
+        "router": 3.0,
+        "dispatch": 6.0,
+        "rest": 6.0,
+    }
+    assert watch.shares["router"] == pytest.approx(0.2)
+    assert sum(watch.shares.values()) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("kernel", ["fused", "grouped", "batched", "loop"])
+@pytest.mark.parametrize("router", ["topk", "soft", "dense_gate", "relu", "expert_choice"])
+def test_every_kernel_and_plan_is_taken_apart_and_left_as_it_was(router, kernel):
+    torch.manual_seed(0)
+    bank, x = ExpertBank("gelu", num_experts=4, d_model=8, d_hidden=16), torch.randn(2, 6, 8)
+    extra = {"positions": 6} if router == "soft" else {}
+    layer = MixtureLayer(
+        build_router(router, d_model=8, num_experts=4, **extra), bank, shared=FeedForward("gelu", 8, 16), kernel=kernel
+    ).eval()
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    moments = iter(range(1000))
+    watch = Stopwatch(lambda: float(next(moments)))
+    with torch.inference_mode():
+        before = layer(x)[0]
+        with timed_parts(layer, watch):
+            watch.start()
+            within = layer(x)[0]
+            watch.stop()
+    assert torch.equal(before, within)
+    # The bank and the shared feed-forward, one moment each.
+    assert watch.seconds["experts"] >= 2
+    assert watch.seconds["router"] == 1
+    assert watch.seconds["dispatch"] >= 2
+    assert not {"fused", "grouped", "batched", "loop"} & set(bank.__dict__)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in layer.modules())
+
+
+def row(mode, batch, arm, seconds, ratio):
+    parts = dict.fromkeys(PARTS, 0.0) | {"router": 0.25, "rest": 0.75}
+    made = {"mode": mode, "batch": batch, "arm": arm, "seconds": {"mean": seconds, "low": seconds, "high": seconds, "n": 9},
+            "per_second": batch / seconds, "parts": parts, "bytes": None, "steps": 1, "ratio": None}  # fmt: skip
+    return made if ratio is None else made | {"ratio": dict(zip(("low", "mean", "high"), ratio, strict=True)) | {"n": 9}}
+
+
+FOUND = {
+    "arms": {
+        MIXTURE: {"flops_per_example": 100.0}, EQUAL_FLOPS: {"flops_per_example": 101.0}, EQUAL_PARAMETERS: {"flops_per_example": 400.0},
+    },
+    "machine": {"device": "cpu", "name": "a machine", "threads": 1, "torch": "2", "precision": "float32", "clock": "wall"},
+    "positions": 128,
+    "rows": [
+        row("whole", 1, MIXTURE, 2.0, None), row("whole", 1, EQUAL_FLOPS, 1.0, (1.9, 2.0, 2.1)),
+        row("whole", 1, EQUAL_PARAMETERS, 1.5, (1.2, 1.33, 1.5)), row("whole", 16, MIXTURE, 3.0, None),
+        row("whole", 16, EQUAL_FLOPS, 3.0, (0.9, 1.0, 1.1)), row("whole", 16, EQUAL_PARAMETERS, 6.0, (0.4, 0.5, 0.6)),
+    ],
+    "stopped": [{"mode": "whole", "arm": EQUAL_PARAMETERS, "batch": 64, "reason": "memory is out"}],
+    "undecoded": "it does not generate text",
+}  # fmt: skip
+
+
+def test_sentences_say_when_a_mixture_is_slower_although_it_computes_less():
+    assert sentences(FOUND) == [
+        "Against dense, equal FLOPs, on windows of 128 tokens, the mixture computes as much, and is slower at batch 1 (2.00x the time "
+        "[1.90, 2.10]); shows no difference at batch 16 (1.00x the time [0.90, 1.10]).",
+        "Against dense, equal parameters, on windows of 128 tokens, the mixture computes 0.25x as much, and is slower although it "
+        "computes less at batch 1 (1.33x the time [1.20, 1.50]); is faster at batch 16 (0.50x the time [0.40, 0.60]).",
+        "Where the mixture's time goes, on windows of 128 tokens: at batch 1 rest 75%, router 25%; at batch 16 rest 75%, router 25%.",
+        "Dense, equal parameters, was not timed from batch 64 on, on windows of 128 tokens: memory is out.",
+        "Decoding was not timed: it does not generate text.",
+    ]
+
+
+def test_figures_and_table_hold_every_row():
+    latency, shares = figures_of(FOUND)
+    assert len(table(FOUND)) == len(latency.table) == len(shares.table) == 7
+    assert all(sum(row[3:]) == pytest.approx(1.0) for row in shares.table[1:])
+    assert [axes.get_xscale() for axes in latency.figure.axes] == ["log", "log"]
+
+
+def words(folder, *more):
+    return [
+        f"output={folder}/results/mine", f"tracking.uri=sqlite:///{folder}/results/mlflow.db", "budget.steps=2", "trainer.checks=1",
+        "backbone.d_model=16", "backbone.depth=2", "backbone.heads=2", "experts.count=4", "experts.hidden=16", "match.on=none",
+        "data=domains", "backbone=decoder", "data.bytes_per_domain=30000", "data.window=16", "data.domains=[python,mathematics]",
+        *more,
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_run_on_the_clock_from_end_to_end(tmp_path, capsys):
+    run = Path(train(words(tmp_path, "arm=topk", "router.top_k=2")).record["folder"])
+    output = tmp_path / "clock"
+    command = ["clock", str(run), "--sizes", "4,1", "--rounds", "6", "--cpu-time", "--json", "--output", str(output)]
+    capsys.readouterr()
+    assert guarded(lambda: app(command, standalone_mode=False)) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [(row["mode"], row["batch"]) for row in found["rows"][::3]] == [
+        ("whole", 1),
+        ("whole", 4),
+        ("token", 1),
+        ("token", 4),
+    ]
+    assert found["machine"]["threads"] == 1
+    for row in found["rows"]:
+        assert sum(row["parts"].values()) == pytest.approx(1.0)
+        assert row["seconds"]["low"] <= row["seconds"]["mean"] <= row["seconds"]["high"]
+        mixed = [row["parts"][part] > 0 for part in ("router", "dispatch", "experts", "feed-forward")]
+        assert mixed == ([True, True, True, False] if row["arm"] == MIXTURE else [False, False, False, True])
+    arms = found["arms"]
+    assert arms[EQUAL_FLOPS]["flops_per_example"] == pytest.approx(arms[MIXTURE]["flops_per_example"], rel=0.02)
+    assert arms[EQUAL_PARAMETERS]["total_params"] == pytest.approx(arms[MIXTURE]["total_params"], rel=0.02)
+    assert len(list(csv.reader((output / "clock.csv").open()))) == 13
+    assert (output / "figures/latency.png").read_bytes()[:4] == b"\x89PNG"
+    assert (output / "figures/parts.csv").is_file()
+    assert found["stopped"] == []
+    # The same run, where no pass may take any time at all.
+    stopped = clock(open_run(str(run), None), Settings([1, 4], 2, 1e-9))
+    assert not stopped["rows"]
+    assert {stop["arm"] for stop in stopped["stopped"]} == {MIXTURE, EQUAL_FLOPS, EQUAL_PARAMETERS}
+    assert sentences(stopped)[0].startswith("The mixture was not timed from batch 1 on, on windows of 16 tokens: a pass takes")
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--sizes", "1,x"], "--sizes is '1,x'; it must be whole numbers of at least 1, such as 1,16,256"),
+        (["--rounds", "0"], "--rounds is 0; it must be above 0"),
+        (["--uri", "sqlite:///none.db"], "there is no such store"),
+    ],
+)
+def test_wrong_words_are_one_sentence(options, sentence, capsys):
+    assert guarded(lambda: app(["clock", "nowhere", *options], standalone_mode=False)) == 2
+    said = capsys.readouterr().err
+    assert sentence in said
+    assert said.count("\n") == 1
