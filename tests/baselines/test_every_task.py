@@ -43,7 +43,8 @@ REFUSED = {
     "gradient_boosting": "a score for every training token",
     "stacking": "a coefficient for every member, byte and predicted byte",
     **dict.fromkeys(
-        ("random_forest", "hist_gradient_boosting", "sk_bagging", "sk_adaboost"), "trees need an example's numbers and one target"
+        ("random_forest", "hist_gradient_boosting", "sk_bagging", "sk_adaboost"),
+        "trees need an example's numbers and one target",
     ),
 }
 
