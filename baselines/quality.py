@@ -1,4 +1,4 @@
-"""What a loss and an accuracy do not say: calibration, and how the members of an ensemble differ.
+"""What a loss and an accuracy do not say: calibration, how the members of an ensemble differ, and what each domain's are.
 
 All of it is sums over batches, so that any number of batches and processes adds up to the same figures.
 
@@ -7,13 +7,14 @@ Axes: B examples, K outputs, M members, T predictions (an example's, or one for 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from baselines.contract import Prediction
-from baselines.task import Task
+from baselines.task import Batch, Task
 
 BINS = 15
 
@@ -98,19 +99,47 @@ def diversity(task: Task, sums: Mapping[str, Tensor]) -> dict[str, float]:
     return found | {f"member_{name}": value for name, value in task.summary(of_members).items()}
 
 
-def close_sums(task: Task, prediction: Prediction, targets: Tensor) -> dict[str, Tensor]:
+def domain_sums(task: Task, outputs: Tensor, batch: Batch) -> dict[str, Tensor]:
+    """The task's sums for each domain, as "NUMBER/NAME"; none without domains."""
+    if batch.domain is None or not task.domains:
+        return {}
+    found = {}
+    for number in range(task.domains):
+        mine = batch.domain == number
+        sums = task.statistics(outputs[mine], batch.targets[mine])
+        found |= {f"{number}/{name}": value for name, value in sums.items()}
+    return found
+
+
+def by_domain(task: Task, sums: Mapping[str, Tensor]) -> dict[int, dict[str, float]]:
+    """Loss and metric of each domain that has examples, by its number."""
+    parts: dict[int, dict[str, Tensor]] = {}
+    for name, value in sums.items():
+        number, _, rest = name.partition("/")
+        parts.setdefault(int(number), {})[rest] = value
+    return {number: task.summary(each) for number, each in parts.items() if float(each["count"])}
+
+
+def close_sums(task: Task, prediction: Prediction, batch: Batch) -> dict[str, Tensor]:
     """All sums of a batch that `close_look` makes figures of, under keys of their own."""
+    targets = batch.targets
     sums = {f"calibration/{name}": value for name, value in calibration_sums(task, prediction.outputs, targets).items()}
     if prediction.members is not None:
         sums |= {f"diversity/{name}": value for name, value in diversity_sums(task, prediction.members, targets).items()}
-    return sums
+    return sums | {f"domain/{name}": value for name, value in domain_sums(task, prediction.outputs, batch).items()}
 
 
-def close_look(task: Task, sums: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
-    """`calibration` and `diversity` from the sums of any number of batches."""
-    parts: dict[str, dict[str, Tensor]] = {"calibration": {}, "diversity": {}}
+def close_look(task: Task, sums: Mapping[str, Tensor], domain_names: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
+    """`calibration`, `diversity` and `by_domain` (a domain's name -> loss and metric) from the sums of any number of
+    batches."""
+    parts: dict[str, dict[str, Tensor]] = {"calibration": {}, "diversity": {}, "domain": {}}
     for name, value in sums.items():
         group, _, rest = name.partition("/")
         if group in parts:
             parts[group][rest] = value
-    return {"calibration": calibration(parts["calibration"]), "diversity": diversity(task, parts["diversity"])}
+    named = {domain_names[number]: found for number, found in by_domain(task, parts["domain"]).items()}
+    return {
+        "calibration": calibration(parts["calibration"]),
+        "diversity": diversity(task, parts["diversity"]),
+        "by_domain": named,
+    }

@@ -27,6 +27,7 @@ BASELINES: Registry[type[Arm]] = Registry(
         "sk_adaboost": "baselines.references:SkAdaBoost",
         "sk_bagging": "baselines.references:SkBagging",
         "snapshot": "baselines.snapshot:Snapshot",
+        "specialists": "baselines.specialists:Specialists",
         "stacking": "baselines.stacking:Stacking",
     },
     contract="baselines.contract:must_be_arm",

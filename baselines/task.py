@@ -59,6 +59,9 @@ class Task:
     outputs: int
     token_counts: Tensor | None = None
     """Frequencies (V,) of the training split's tokens, where there are any; hash routing packs its bins by them."""
+    domains: int = 0
+    """How many sources the examples come from, which `Batch.domain` numbers; 0 = nobody says. A data set with
+    `domain_names` sets it."""
 
     @property
     def causal(self) -> bool:

@@ -19,7 +19,7 @@ from routelab.comparison.rows import Row, described, rows_of
 from routelab.comparison.sequential import look
 from routelab.comparison.series import series_of
 from routelab.comparison.statistics import seeds_needed
-from routelab.comparison.summary import differences, summarise, write_curves, write_endpoints, write_results
+from routelab.comparison.summary import differences, summarise, write_curves, write_domains, write_endpoints, write_results
 from routelab.comparison.tuning import best_rates, choose_rates
 from routelab.comparison.workers import Job, default_workers, failed, opening, run_jobs
 from routelab.comparison.yardsticks import yardsticks_of
@@ -29,7 +29,7 @@ from routelab.training.record import provenance, read_json, write_json
 from routelab.training.tracking import Tracker
 from routers.errors import StorageError, UsageError
 
-FILES = ("results.csv", "endpoints.csv", "curves.csv", "summary.json", "report.html", "figures")
+FILES = ("results.csv", "domains.csv", "endpoints.csv", "curves.csv", "summary.json", "report.html", "figures")
 """What a comparison leaves in its folder, and in its MLflow run."""
 
 Watch = Callable[[int, int, float], None]
@@ -163,7 +163,7 @@ def carry_out(
         tracker.stop()
         tracker.finish(parent, "FAILED")
         raise work.kept(error) from None
-    tracker.log_artifacts(parent, [resolved.output / name for name in FILES])
+    tracker.log_artifacts(parent, [path for name in FILES if (path := resolved.output / name).exists()])
     bad = any(record["status"] != "ok" for record in ordered)
     tracker.finish(parent, "FAILED" if bad else "FINISHED")
     problems = [f"{record['arm']} seed {record['seed']}: {text}" for record in ordered for text in record.get("problems", ())]
@@ -257,7 +257,9 @@ def _more(ready: Plan, records: Sequence[Mapping[str, Any]]) -> list[Job]:
 
 def _write(output: Path, summary: dict[str, Any], records: list[dict[str, Any]], rows: Sequence[Row]) -> None:
     whole = {row.label for row in rows if row.share == 1.0}
-    write_results(output / "results.csv", [record for record in records if record["arm"] in whole])
+    mine = [record for record in records if record["arm"] in whole]
+    write_results(output / "results.csv", mine)
+    write_domains(output / "domains.csv", mine)
     write_endpoints(output / "endpoints.csv", records, rows)
     write_curves(output / "curves.csv", records)
     write_json(output / "summary.json", summary)

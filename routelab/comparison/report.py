@@ -54,6 +54,7 @@ def write_report(path: Path, summary: Mapping[str, Any], records: Sequence[Mappi
         # Drawn here, and every text in it escaped by matplotlib.
         drawn=[(each.title, each.alt, each.note, Markup(inline_svg(each.figure, each.name)), _tabled(each)) for each in drawn],
         quality=_quality(summary.get("arms") or {}),
+        domains=_domains(summary.get("arms") or {}),
         failures=_failures(records),
         provenance=_provenance(records),
         configs=_configs(mine),
@@ -115,6 +116,27 @@ def _quality(arms: Mapping[str, Any]) -> tuple[list[str], list[tuple[str, list[s
         return None
     rows = [(label, [short((arm.get(group) or {}).get(key)) for group, key, _ in wanted]) for label, arm in arms.items()]
     return [title for _, _, title in wanted], rows
+
+
+def _domains(arms: Mapping[str, Any]) -> tuple[list[str], list[tuple[str, list[str]]]] | None:
+    """Domains, and the arms' mean losses on them with differences from the reference in percent; None if there is none."""
+    names = list(next((arm["by_domain"] for arm in arms.values() if arm.get("by_domain")), {}))
+    if len(names) < 2:
+        return None
+    rows = []
+    for label, arm in arms.items():
+        each = [(arm.get("by_domain") or {}).get(name) or {} for name in names]
+        rows.append((label, [f"{short((d.get('loss') or {}).get('mean'), 4)} {_change(d.get('difference'))}" for d in each]))
+    return names, rows
+
+
+def _change(difference: Mapping[str, Any] | None) -> str:
+    """A difference in log loss as "+1.2% [+0.8, +1.6]"."""
+    parts = [finite((difference or {}).get(part)) for part in ("mean", "low", "high")]
+    mean, low, high = (None if part is None else 100 * math.expm1(part) for part in parts)
+    if mean is None:
+        return ""
+    return f"{mean:+.1f}%" + ("" if low is None or high is None else f" [{low:+.1f}, {high:+.1f}]")
 
 
 def _claims(arm: Mapping[str, Any]) -> list[str]:

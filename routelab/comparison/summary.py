@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from routelab.comparison.domains import domains_of
 from routelab.comparison.frontier import to_target
 from routelab.comparison.readings import readings_of, readings_sentence
 from routelab.comparison.rows import Row
@@ -73,6 +74,19 @@ def write_endpoints(path: Path, records: Sequence[Mapping[str, Any]], rows: Sequ
     write_csv(path, lines)
 
 
+def write_domains(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    """domains.csv: a row for each arm, seed and domain of the data; no file where there are none."""
+    metric = next((record["metric"] for record in records if record.get("metric")), "accuracy")
+    column = metric if metric == "bits_per_byte" else f"test_{metric}"
+    lines = [
+        [record["arm"], record["seed"], domain, found["loss"], found[metric]]
+        for record in records
+        for domain, found in (record.get("by_domain") or {}).items()
+    ]
+    if lines:
+        write_csv(path, [["arm", "seed", "domain", "test_loss", column], *lines])
+
+
 def write_curves(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
     """curves.csv: every point of every run's curve."""
     columns = ["step", "flops", "seconds", "train/loss", "val/loss"]
@@ -118,6 +132,7 @@ def summarise(
     readings = readings_of(arms, reference)
     for label, entry in arms.items():
         entry["training_ratio"] = readings.get(label)
+        entry["by_domain"] = domains_of(records, label, reference, verdict.level)
         entry["leverage"] = ((frontier or {}).get("arms") or {}).get(label)
         if label in compared and reference:
             entry["to_target"] = to_target(records, reference, label)

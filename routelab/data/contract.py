@@ -6,7 +6,7 @@ import hashlib
 import importlib.util
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -49,6 +49,10 @@ class DataSet:
     source: str
     domain_names: tuple[str, ...] = ()
     yardsticks: Callable[[], Sequence[Yardstick]] | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.domain_names) != self.task.domains:
+            object.__setattr__(self, "task", replace(self.task, domains=len(self.domain_names)))
 
     @property
     def digest(self) -> str:

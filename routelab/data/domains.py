@@ -25,6 +25,9 @@ EXTRA = {
 }
 """Domains that need the extra `data`."""
 
+APART = {"drama": "drama:documents:source"}
+"""Domains that are asked for by name: a second English, from a package installed by itself (`routelab.data.drama`)."""
+
 
 @holds("text")
 def domains(
@@ -35,13 +38,14 @@ def domains(
     validation: float = 0.05,
     test: float = 0.1,
 ) -> DataSet:
-    """Next byte in law, medicine, Python, C++ and mathematics (default), English and Japanese (extra `data`), 1 MB of each.
+    """Next byte in law, medicine, Python, C++ and mathematics (default), English and Japanese (extra `data`), 1 MB of each;
+    and in English drama, asked for by name.
 
     Law is licence texts, medicine ICD-10-CM, Python the standard library, C++ torch's headers, mathematics generated
-    questions; `source` says which versions. Whole documents, and with them their near duplicates, are held out for
+    questions, English the World English Bible, drama Shakespeare; `source` says which versions. Whole documents, and with them their near duplicates, are held out for
     `validation` and `test` (shares of a domain). Windows of `window` bytes may span documents of one domain, which a zero
     byte ends, but never two domains or splits; every domain has as many windows as any other, and each window keeps its
-    domain. `domains`: a list, or "all". `bytes_per_domain`: about what the splits of a domain hold together, None for as much
+    domain. `domains`: a list, or "all" (but drama). `bytes_per_domain`: about what the splits of a domain hold together, None for as much
     as the smallest domain has; below that, documents longer than 16 KiB give an excerpt.
     """
     check_shares(validation, test)
@@ -62,11 +66,11 @@ def domains(
 
 def chosen(wanted: Sequence[str] | str | None) -> list[str]:
     """The domains' names in a fixed order, whatever the order asked for; UsageError for a name that is none."""
-    everything = [*CORE, *EXTRA]
+    everything = [*CORE, *EXTRA, *APART]
     if wanted is None:
         return list(CORE)
     if wanted == "all":
-        return everything
+        return [*CORE, *EXTRA]
     asked = [wanted] if isinstance(wanted, str) else list(wanted)
     for name in asked:
         if name not in everything:
@@ -77,7 +81,7 @@ def chosen(wanted: Sequence[str] | str | None) -> list[str]:
 
 
 def _part(name: str) -> tuple[Callable[[], list[Document]], Callable[[], str]]:
-    module, documents, source = {**CORE, **EXTRA}[name].split(":")
+    module, documents, source = {**CORE, **EXTRA, **APART}[name].split(":")
     found: Any = importlib.import_module(f"routelab.data.{module}")
     return getattr(found, documents), getattr(found, source)
 

@@ -266,7 +266,7 @@ def _outside(arm: Arm, data: DataSet, module: TrainingModule) -> None:
     for name, split in (("validation", data.validation), ("test", data.test)):
         prediction = predicted(arm, split)
         setattr(module, name, data.task.summary(data.task.statistics(prediction.outputs, split.targets)))
-        module.quality = close_look(data.task, close_sums(data.task, prediction, split.targets))
+        module.quality = close_look(data.task, close_sums(data.task, prediction, split), data.domain_names)
     module.figures, _ = arm.figures(data.train)
 
 

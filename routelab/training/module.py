@@ -119,7 +119,7 @@ class TrainingModule(pl.LightningModule):
         self.validation: dict[str, float] = {}
         self.test: dict[str, float] = {}
         self.telemetry: dict[str, float] = {}
-        self.quality: dict[str, dict[str, float]] = {}
+        self.quality: dict[str, dict[str, Any]] = {}
         self.figures: dict[str, Any] = {}
         self.whole_run = Tally()
         self.measured_forward: float | None = None
@@ -354,7 +354,7 @@ class TrainingModule(pl.LightningModule):
     def on_test_epoch_end(self) -> None:
         self._end_evaluation()
         self.test = self.data.task.summary(self._sums)
-        self.quality = close_look(self.data.task, self._sums)
+        self.quality = close_look(self.data.task, self._sums, self.data.domain_names)
         self.measured_forward = float(self.ledger.evaluation - self._before) / len(self.data.test)
         self.test_telemetry = self._tally.summary()
         self.figures, cost = self.arm.figures(self.data.train)
@@ -388,7 +388,7 @@ class TrainingModule(pl.LightningModule):
         self.ledger.add_evaluation(prediction.flops)
         sums = self.data.task.statistics(prediction.outputs, batch.targets)
         if closely:
-            sums |= close_sums(self.data.task, prediction, batch.targets)
+            sums |= close_sums(self.data.task, prediction, batch)
         for name, value in sums.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
         if prediction.routings:

@@ -110,6 +110,9 @@ def totals_of(record: Mapping[str, Any], start: int) -> Values:
         for key, value in (record.get(group) or {}).items():
             for place, number in enumerate(value) if isinstance(value, list) else [(None, value)]:
                 values.add(f"{group}/{key}" if place is None else f"{group}/{key}.{place}", number, seconds, last)
+    for domain, found in (record.get("by_domain") or {}).items():
+        for key, value in found.items():
+            values.add(f"test.{domain}/{key}", value, seconds, last)
     for key in _COSTS:
         values.add(f"cost/{key}", record.get(key), seconds, last)
     for key, value in (record.get("memory") or {}).items():

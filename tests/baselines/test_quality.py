@@ -8,7 +8,7 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 
 from baselines.contract import Flops, Prediction
 from baselines.quality import close_look, close_sums
-from baselines.task import Task
+from baselines.task import Batch, Task
 from routelab.backbones.contract import InputSpec
 
 KINDS = {"classification": 4, "regression": 2, "language": 4}
@@ -28,7 +28,7 @@ def look(task, values, targets, parts=1):
     sums = {}
     for index in torch.arange(len(targets)).tensor_split([7, 30][: parts - 1]):
         part = values[:, index]
-        for name, value in close_sums(task, Prediction(part.mean(0), Flops(0, 0), members=part), targets[index]).items():
+        for name, value in close_sums(task, Prediction(part.mean(0), Flops(0, 0), members=part), Batch(index, targets[index])).items():
             sums[name] = sums.get(name, 0.0) + value
     return close_look(task, sums)
 

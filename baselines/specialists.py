@@ -1,0 +1,305 @@
+"""Specialists: one network for each part of the data, and the ways to make one predictor of them.
+
+Axes: M specialists, N training examples, B examples of a batch, S positions, K outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from baselines.contract import Arm, ArmSpec, Flops, ParameterGroup, Prediction, Stage, StepLoss, make_arm
+from baselines.members import mean_prediction
+from baselines.merging import mean_parameters, mix_into, posterior_prediction
+from baselines.single import SingleBackbone, whole
+from baselines.stack import OneByOne
+from baselines.task import Batch, Task
+from experts.initialisation import key
+from experts.kinds import kind_named
+from routers.errors import unknown
+
+SPLITS = ("domain", "random")
+COMBINE = ("oracle", "posterior", "uniform", "weights", "router", "mix")
+MIXED = ("router", "mix")
+"""Ways that end in a phase of their own, in which a mixture made of the specialists is trained."""
+
+SEED, BRANCHES, MIXTURE = "seed", "specialists", "mixture"
+PHASES = (SEED, BRANCHES, MIXTURE)
+
+
+@dataclass(frozen=True)
+class SpecialistOptions:
+    """split: whose examples a specialist learns from, a domain's or a random part's of equal size. combine: see
+    `Specialists`. seed_share: of the budget, for one network on all data, of which the specialists are then copies.
+
+    router_share: of the budget, for the mixture that `combine` router and mix end with.
+    d_model, hidden: features and feed-forward width of a specialist; None = those of the backbone section. They are what
+    matching sizes.
+    """
+
+    split: str = "domain"
+    combine: str = "posterior"
+    seed_share: float = 0.0
+    router_share: float = 0.2
+    d_model: int | None = None
+    hidden: int | None = None
+
+
+class Specialists(Arm):
+    """As many dense networks as the data have domains, each trained on its own (Li et al. 2022, Branch-Train-Merge).
+
+    An example is seen by the specialist of its part alone, in the order in which the dense arm would see it, and weighs what
+    it would weigh there, so that all specialists together take the steps, the examples and the FLOPs of one dense network. A
+    specialist that a batch holds nothing for takes no step. They start as copies of one network: trained on all data for
+    `seed_share` of the budget at a constant rate after the warm-up, or just initialised, as the dense arm of the seed is.
+
+    `combine` says what predicts:
+
+    - oracle: the specialist of the example's domain, which must be known then; marked as a leak.
+    - posterior: the specialists' probabilities, weighted at every position by Bayes' posterior over them given the text so
+      far (`running_posterior`). Texts only.
+    - uniform: the mean of their probabilities (for regression, of their values).
+    - weights: one network whose parameters are the mean of theirs.
+    - router: for the last `router_share` of the budget, a mixture whose experts are the specialists' feed-forwards, frozen,
+      and whose other parts start as the mean of theirs (Sukhbaatar et al. 2024, Branch-Train-MiX); router and other parts
+      are trained on all data. The router is `topk`, whose options the arm then takes.
+    - mix: the same, with experts trained too, as published.
+
+    Options: see `SpecialistOptions`. The base is dense.
+    """
+
+    options_type = SpecialistOptions
+    knobs = ("options.d_model", "options.hidden")
+
+    phase: Tensor
+
+    @classmethod
+    def made_of(cls, spec: ArmSpec) -> tuple[str, ...]:
+        return (spec.name, "dense", *(("topk",) if spec.options.get("combine") in MIXED else ()))
+
+    def build(self, task: Task, seed: int, *, sizing: bool = False) -> None:
+        self.task, self.seed, self.combine = task, seed, self.options.combine
+        self._check(task)
+        self.count = task.domains
+        dense, mixed = self._specs()
+        # Without memory, and no module of this one's: they know what a network costs.
+        self._template = (_network(dense, task, seed, sizing=True),)
+        self._mixed_template = (_network(mixed, task, seed, sizing=True),) if self.mixes else ()
+        self.register_buffer("phase", torch.tensor(PHASES.index(self.stages()[0].name)))
+        if not sizing:
+            self.members = OneByOne([_network(dense, task, seed) for _ in range(self.count)])
+            self.mixture = _network(mixed, task, seed) if self.mixes else None
+
+    def _check(self, task: Task) -> None:
+        given = self.options
+        for name, allowed in (("split", SPLITS), ("combine", COMBINE)):
+            if getattr(given, name) not in allowed:
+                raise unknown(f"{name} of arm {self.spec.name!r}", getattr(given, name), allowed)
+        for name in ("seed_share", "router_share"):
+            value = getattr(given, name)
+            least = 0 <= value if name == "seed_share" else 0 < value
+            if not (least and value < 1):
+                raise ValueError(f"{name} is {value}; it must be {'at least' if name == 'seed_share' else 'above'} 0 and below 1")
+        if self.mixes and given.seed_share + given.router_share >= 1:
+            raise ValueError(
+                f"seed_share is {given.seed_share} and router_share {given.router_share}; together they must be below 1, which "
+                f"leaves the specialists a part of the budget"
+            )
+        if task.domains < 2:
+            raise ValueError(
+                f"there is a specialist for every domain of the data, and {task.name!r} has no domains; data sets that have: "
+                f"domains, and hub with data.domain"
+            )
+        if self.combine == "oracle" and given.split == "random":
+            raise ValueError("combine is 'oracle' and split 'random'; a new example belongs to no part of a random split")
+        if self.combine == "posterior" and task.kind != "language":
+            raise ValueError(
+                f"combine is 'posterior', which weighs specialists by how well they predicted a text so far; "
+                f"{task.name!r} is {task.kind}: take {', '.join(way for way in COMBINE if way != 'posterior')}"
+            )
+
+    @property
+    def mixes(self) -> bool:
+        """Whether there is a mixture in the end."""
+        return self.combine in MIXED
+
+    def _specs(self) -> tuple[ArmSpec, ArmSpec]:
+        """A specialist, and the mixture of all of them."""
+        backbone = dict(self.spec.backbone)
+        for name in ("d_model", "hidden"):
+            if getattr(self.options, name) is not None:
+                backbone[name] = whole(name, getattr(self.options, name))
+        experts = {name: value for name, value in self.spec.experts.items() if name in ("kind", "bias")}
+        if self.mixes and kind_named(str(experts.get("kind", "gelu"))).rank is not None:
+            raise ValueError(f"experts.kind is {experts['kind']!r}, whose experts share their matrices; specialists do not")
+        mixed = ArmSpec("topk", {**backbone, "moe_every": 1}, {**experts, "count": self.count}, self.spec.router)
+        return ArmSpec("dense", backbone, experts), mixed
+
+    @property
+    def template(self) -> SingleBackbone:
+        """One more specialist, without memory."""
+        return self._template[0]
+
+    # Training
+
+    def stages(self) -> Sequence[Stage]:
+        last = self.options.router_share if self.mixes else 0.0
+        shares = {SEED: self.options.seed_share, BRANCHES: 1 - self.options.seed_share - last, MIXTURE: last}
+        return [Stage(name, share, schedule="constant" if name == SEED else None) for name, share in shares.items() if share]
+
+    def prepare(self, train: Batch) -> None:
+        if self.options.split == "random":
+            self._part = random_parts(len(train), self.count, self.seed).to(train.inputs.device)
+        else:
+            assert train.domain is not None
+            self._part = train.domain
+
+    def begin(self, stage: int) -> None:
+        name = self.stages()[stage].name
+        self.phase.fill_(PHASES.index(name))
+        self._name = name
+        for number in range(self.count):
+            self.members.member(number).requires_grad_(name == BRANCHES or (name == SEED and number == 0))
+        if self.mixture is not None:
+            self.mixture.requires_grad_(name == MIXTURE)
+            if self.combine == "router":
+                for layer in self.mixture.mixtures:
+                    layer.experts.requires_grad_(False)
+
+    def parameter_groups(self) -> Sequence[ParameterGroup]:
+        arms = [*(self.members.member(number) for number in range(self.count)), *([self.mixture] if self.mixture else [])]
+        found = [[parameter for parameter in arm.parameters() if parameter.requires_grad] for arm in arms]
+        return [ParameterGroup(group) for group in found if group]
+
+    def loss(self, batch: Batch, index: Tensor) -> StepLoss:
+        if self._name == SEED:
+            return self.members.member(0).loss(batch, index)
+        if self._name == MIXTURE:
+            return self._mixture_loss(batch, index)
+        summed, flops = self._each_its_own(batch, self._part[index])
+        losses = [self.task.loss(values, batch.targets[mine]).sum() for mine, values in summed]
+        return StepLoss(torch.stack(losses).sum() / len(batch), flops, summed=self.count)
+
+    def _each_its_own(self, batch: Batch, part_B: Tensor) -> tuple[list[tuple[Tensor, Tensor]], Flops]:
+        """For every specialist that has examples among these: their places, and its outputs for them."""
+        found = []
+        model: float | Tensor = 0.0
+        executed: float | Tensor = 0.0
+        for number in range(self.count):
+            mine = (part_B == number).nonzero().squeeze(1)
+            if len(mine):
+                out = self.members.one(number, batch.select(mine))
+                found.append((mine, out.values[0]))
+                model, executed = model + out.flops.model, executed + out.flops.executed
+        return found, Flops(model, executed)
+
+    def _mixture_loss(self, batch: Batch, index: Tensor) -> StepLoss:
+        assert self.mixture is not None
+        loss = self.mixture.loss(batch, index)
+        if self.combine == "mix":
+            return loss
+        model, executed = loss.flops.model, loss.flops.executed
+        for layer, routing in zip(self.mixture.mixtures, loss.routings, strict=True):
+            assert routing.work is not None
+            # Half of an expert's backward pass is the gradient of its matrices, which are frozen.
+            saved = layer.row_cost.backward / 2
+            model, executed = model - routing.work.kept * saved, executed - routing.work.executed * saved
+        return replace(loss, flops=Flops(model, executed))
+
+    def finish(self, stage: int, train: Batch) -> Flops | None:
+        name = self.stages()[stage].name
+        networks = [self.members.member(number).network for number in range(self.count)]
+        if name == SEED:
+            for network in networks[1:]:
+                network.load_state_dict(networks[0].state_dict())
+        elif name == BRANCHES and self.mixture is not None:
+            mix_into(self.mixture.network, networks)
+        return None
+
+    def update(self) -> None:
+        if self.mixture is not None and self._name == MIXTURE:
+            self.mixture.update()
+
+    def counts(self) -> Sequence[Tensor]:
+        return self.mixture.counts() if self.mixture is not None and self._name == MIXTURE else []
+
+    # Prediction
+
+    def predict(self, batch: Batch) -> Prediction:
+        phase = PHASES[int(self.phase)]
+        if phase == SEED:
+            return self.members.member(0).predict(batch)
+        if phase == MIXTURE:
+            assert self.mixture is not None
+            return self.mixture.predict(batch)
+        if self.combine == "oracle":
+            return self._oracle(batch)
+        if self.combine == "weights":
+            return self._averaged(batch)
+        out = self.members(batch, False)
+        if self.combine == "posterior":
+            return Prediction(posterior_prediction(out.values, batch.inputs), out.flops, members=out.values)
+        return Prediction(mean_prediction(self.task, out.values), out.flops, members=out.values)
+
+    def _oracle(self, batch: Batch) -> Prediction:
+        assert batch.domain is not None
+        found, flops = self._each_its_own(batch, batch.domain)
+        place = torch.cat([mine for mine, _ in found])
+        return Prediction(torch.cat([values for _, values in found])[place.argsort()], flops)
+
+    def _averaged(self, batch: Batch) -> Prediction:
+        first = self.members.member(0)
+        mean = mean_parameters([self.members.member(number).network for number in range(self.count)])
+        outputs, _ = functional_call(first.network, mean, (batch.inputs, batch.mask))
+        return Prediction(outputs, first.flops(len(batch), [], training=False))
+
+    @property
+    def leaks(self) -> str | None:
+        return "the example's domain" if self.combine == "oracle" else None
+
+    # What it costs
+
+    @property
+    def _asked(self) -> int:
+        """How many specialists a prediction runs."""
+        return self.count if self.combine in ("posterior", "uniform") else 1
+
+    def flops_per_example(self) -> float | None:
+        return self._mixed_template[0].flops_per_example() if self.mixes else self._asked * self.template.flops_per_example()
+
+    def train_flops_per_example(self) -> float | None:
+        """Of a specialist, whose example no other sees; of the mixture, for its part of the steps."""
+        one = self.template.train_flops_per_example()
+        if not self.mixes:
+            return one
+        mixed, share = self._mixed_template[0], self.options.router_share
+        groups, positions = mixed.network.layout(1)
+        frozen = sum(layer.row_cost.backward / 2 * layer.nominal_rows(groups, positions) for layer in mixed.mixtures)
+        return (1 - share) * one + share * (mixed.train_flops_per_example() - (frozen if self.combine == "router" else 0.0))
+
+    @property
+    def total_params(self) -> int:
+        """Of what predicts."""
+        if self.mixes:
+            return self._mixed_template[0].total_params
+        return (1 if self.combine == "weights" else self.count) * self.template.total_params
+
+    @property
+    def active_params(self) -> int:
+        return self._mixed_template[0].active_params if self.mixes else self._asked * self.template.active_params
+
+
+def random_parts(examples: int, parts: int, seed: int) -> Tensor:
+    """Which part each example belongs to, (N,): a permutation drawn from the seed, dealt out in turn."""
+    order = torch.randperm(examples, generator=torch.Generator().manual_seed(key(seed, "parts")))
+    return torch.empty(examples, dtype=torch.int64).scatter_(0, order, torch.arange(examples) % parts)
+
+
+def _network(spec: ArmSpec, task: Task, seed: int, sizing: bool = False) -> SingleBackbone:
+    made = make_arm(spec, task, seed, sizing=sizing)
+    assert isinstance(made, SingleBackbone)
+    return made
