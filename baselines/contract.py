@@ -170,6 +170,12 @@ class Arm(nn.Module):
         return ()
 
     @classmethod
+    def trained_as(cls, spec: ArmSpec) -> ArmSpec:
+        """The arm whose training this one's is, to the bit, up to the last `finish`: arms of one answer differ in what they
+        make of it afterwards, and a comparison trains them once. Default: its own spec."""
+        return spec
+
+    @classmethod
     def option_names(cls) -> list[str]:
         """Names of the arm's own options."""
         return [each.name for each in fields(cls.options_type)]

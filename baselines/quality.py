@@ -103,7 +103,7 @@ def domain_sums(task: Task, outputs: Tensor, batch: Batch) -> dict[str, Tensor]:
     """The task's sums for each domain, as "NUMBER/NAME"; none without domains."""
     if batch.domain is None or not task.domains:
         return {}
-    found = {}
+    found: dict[str, Tensor] = {}
     for number in range(task.domains):
         mine = batch.domain == number
         sums = task.statistics(outputs[mine], batch.targets[mine])

@@ -27,8 +27,8 @@ COMBINE = ("oracle", "posterior", "uniform", "weights", "router", "mix")
 MIXED = ("router", "mix")
 """Ways that end in a phase of their own, in which a mixture made of the specialists is trained."""
 
-SEED, BRANCHES, MIXTURE = "seed", "specialists", "mixture"
-PHASES = (SEED, BRANCHES, MIXTURE)
+SEED, BRANCHES, MIXTURE, DONE = "seed", "specialists", "mixture", "done"
+PHASES = (SEED, BRANCHES, MIXTURE, DONE)
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,8 @@ class Specialists(Arm):
       are trained on all data. The router is `topk`, whose options the arm then takes.
     - mix: the same, with experts trained too, as published.
 
+    Until the specialists are trained, validation asks for the mean of their probabilities, whatever `combine` says.
+
     Options: see `SpecialistOptions`. The base is dense.
     """
 
@@ -81,6 +83,12 @@ class Specialists(Arm):
     def made_of(cls, spec: ArmSpec) -> tuple[str, ...]:
         return (spec.name, "dense", *(("topk",) if spec.options.get("combine") in MIXED else ()))
 
+    @classmethod
+    def trained_as(cls, spec: ArmSpec) -> ArmSpec:
+        """Ways to combine without a phase of their own are told apart by nothing but the last prediction."""
+        mixes = spec.options.get("combine") in MIXED
+        return spec if mixes else replace(spec, options={**spec.options, "combine": "uniform"})
+
     def build(self, task: Task, seed: int, *, sizing: bool = False) -> None:
         self.task, self.seed, self.combine = task, seed, self.options.combine
         self._check(task)
@@ -88,7 +96,7 @@ class Specialists(Arm):
         dense, mixed = self._specs()
         # Without memory, and no module of this one's: they know what a network costs.
         self._template = (_network(dense, task, seed, sizing=True),)
-        self._mixed_template = (_network(mixed, task, seed, sizing=True),) if self.mixes else ()
+        self._mixed_template: tuple[SingleBackbone, ...] = (_network(mixed, task, seed, sizing=True),) if self.mixes else ()
         self.register_buffer("phase", torch.tensor(PHASES.index(self.stages()[0].name)))
         if not sizing:
             self.members = OneByOne([_network(dense, task, seed) for _ in range(self.count)])
@@ -101,9 +109,11 @@ class Specialists(Arm):
                 raise unknown(f"{name} of arm {self.spec.name!r}", getattr(given, name), allowed)
         for name in ("seed_share", "router_share"):
             value = getattr(given, name)
-            least = 0 <= value if name == "seed_share" else 0 < value
+            least = value >= 0 if name == "seed_share" else value > 0
             if not (least and value < 1):
-                raise ValueError(f"{name} is {value}; it must be {'at least' if name == 'seed_share' else 'above'} 0 and below 1")
+                raise ValueError(
+                    f"{name} is {value}; it must be {'at least' if name == 'seed_share' else 'above'} 0 and below 1"
+                )
         if self.mixes and given.seed_share + given.router_share >= 1:
             raise ValueError(
                 f"seed_share is {given.seed_share} and router_share {given.router_share}; together they must be below 1, which "
@@ -218,6 +228,8 @@ class Specialists(Arm):
                 network.load_state_dict(networks[0].state_dict())
         elif name == BRANCHES and self.mixture is not None:
             mix_into(self.mixture.network, networks)
+        elif name == BRANCHES:
+            self.phase.fill_(PHASES.index(DONE))
         return None
 
     def update(self) -> None:
@@ -236,12 +248,13 @@ class Specialists(Arm):
         if phase == MIXTURE:
             assert self.mixture is not None
             return self.mixture.predict(batch)
-        if self.combine == "oracle":
+        combine = self.combine if phase == DONE else "uniform"
+        if combine == "oracle":
             return self._oracle(batch)
-        if self.combine == "weights":
+        if combine == "weights":
             return self._averaged(batch)
         out = self.members(batch, False)
-        if self.combine == "posterior":
+        if combine == "posterior":
             return Prediction(posterior_prediction(out.values, batch.inputs), out.flops, members=out.values)
         return Prediction(mean_prediction(self.task, out.values), out.flops, members=out.values)
 

@@ -7,6 +7,7 @@ import hashlib
 import inspect
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,11 @@ def cell_key(spec: RunSpec, digest: str) -> str:
     plain["arm"] = {**plain["arm"], "router": router, "options": options}
     content = json.dumps([plain, digest, *_code_of(spec)], sort_keys=True, default=str)
     return hashlib.sha256(content.encode()).hexdigest()[:20]
+
+
+def training_key(spec: RunSpec, digest: str) -> str:
+    """The address of a run's training, which arms that are trained alike have in common; see `Arm.trained_as`."""
+    return cell_key(replace(spec, arm=arm_class(spec.arm.name).trained_as(spec.arm)), digest)
 
 
 def code_digest(specs: Iterable[RunSpec]) -> str:

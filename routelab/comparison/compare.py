@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from routelab.comparison.again import cells_of
-from routelab.comparison.cells import cell_folder, cell_key, finished
+from routelab.comparison.cells import cell_folder, cell_key, finished, training_key
 from routelab.comparison.frontier import frontier_of
 from routelab.comparison.inference import inference
 from routelab.comparison.origins import Origins
@@ -21,7 +22,7 @@ from routelab.comparison.series import series_of
 from routelab.comparison.statistics import seeds_needed
 from routelab.comparison.summary import differences, summarise, write_curves, write_domains, write_endpoints, write_results
 from routelab.comparison.tuning import best_rates, choose_rates
-from routelab.comparison.workers import Job, default_workers, failed, opening, run_jobs
+from routelab.comparison.workers import Event, Job, default_workers, failed, opening, run_jobs
 from routelab.comparison.yardsticks import yardsticks_of
 from routelab.data.contract import DataSet, load
 from routelab.training.config import Resolved, flatten, resolve, seed_list
@@ -203,7 +204,7 @@ class _Work:
         runs: dict[str, str] = {}
         self.watch(len(self.records), len(self.jobs), 0.0)
         workers = ready.resolved.config.workers or default_workers(ready.resolved.config.trainer)
-        for event in run_jobs(todo, workers):
+        for event in self._run(todo, workers):
             key, name = event.job.key, ready.run_name(event.job)
             if event.share is not None:
                 shares[key] = event.share
@@ -218,6 +219,28 @@ class _Work:
             if event.record is not None:
                 self.records[key] = event.record
             self.watch(len(self.records), len(self.jobs), sum(shares.values()) / max(1, len(shares)))
+
+    def _run(self, todo: Sequence[Job], workers: int) -> Iterator[Event]:
+        """Train cells. Of those that are trained alike the first one comes before the others, which take up its state."""
+        alike: dict[str, list[Job]] = {}
+        for job in todo:
+            alike.setdefault(self._training(job), []).append(job)
+        place = self.ready.resolved.output / ".common"
+        places = {key: place / key for key, jobs in alike.items() if len(jobs) > 1}
+        waves: tuple[list[Job], list[Job]] = ([], [])
+        for job in todo:
+            key = self._training(job)
+            shared = replace(job, common=(places[key], key)) if key in places else job
+            waves[job is not alike[key][0]].append(shared)
+        for wave in waves:
+            yield from run_jobs(wave, workers)
+        # An interrupted comparison finds them when it goes on.
+        shutil.rmtree(place, ignore_errors=True)
+
+    def _training(self, job: Job) -> str:
+        """The address of a job's training; by the clock, none is like another."""
+        alone = job.spec.budget.seconds is not None or job.spec.trainer.devices > 1
+        return job.key if alone else training_key(job.spec, self.ready.data.digest)
 
     def kept(self, error: StorageError) -> StorageError:
         """The same error, and what it did not cost."""

@@ -33,11 +33,13 @@ _queue: Any = None
 
 @dataclass(frozen=True)
 class Job:
-    """A cell to train, and the folder that its record goes to."""
+    """A cell to train, and the folder that its record goes to. common: what it shares with cells that are trained alike, see
+    `execute`."""
 
     key: str
     spec: RunSpec
     folder: Path
+    common: tuple[Path, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,7 @@ def _work(job: Job) -> dict[str, Any]:
             from routers.loading import load_plugin
 
             load_plugin(plugin)
-        run = execute(job.spec, folder=job.folder, key=job.key, observer=_Reporter(job.key))
+        run = execute(job.spec, folder=job.folder, key=job.key, observer=_Reporter(job.key), common=job.common)
         record = run.record
     except UsageError as error:
         record = failed(job, str(error))

@@ -42,11 +42,12 @@ def domains(
     and in English drama, asked for by name.
 
     Law is licence texts, medicine ICD-10-CM, Python the standard library, C++ torch's headers, mathematics generated
-    questions, English the World English Bible, drama Shakespeare; `source` says which versions. Whole documents, and with them their near duplicates, are held out for
-    `validation` and `test` (shares of a domain). Windows of `window` bytes may span documents of one domain, which a zero
-    byte ends, but never two domains or splits; every domain has as many windows as any other, and each window keeps its
-    domain. `domains`: a list, or "all" (but drama). `bytes_per_domain`: about what the splits of a domain hold together, None for as much
-    as the smallest domain has; below that, documents longer than 16 KiB give an excerpt.
+    questions, English the World English Bible, drama Shakespeare; `source` says which versions. Whole documents, and with
+    them their near duplicates, are held out for `validation` and `test` (shares of a domain). Windows of `window` bytes may
+    span documents of one domain, which a zero byte ends, but never two domains or splits; every domain has as many windows as
+    any other, and each window keeps its domain. `domains`: a list, or "all" (but drama). `bytes_per_domain`: about what the
+    splits of a domain hold together, None for as much as the smallest domain has; below that, documents longer than 16 KiB
+    give an excerpt.
     """
     check_shares(validation, test)
     if bytes_per_domain is not None and not bytes_per_domain > 0:

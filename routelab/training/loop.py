@@ -88,6 +88,7 @@ def execute(
     observer: Observer | None = None,
     data: DataSet | None = None,
     test: bool = True,
+    common: tuple[Path, str] | None = None,
 ) -> Run:
     """Train, test and record one run. A failure of the work itself is a record with status "failed", not an exception.
 
@@ -96,6 +97,9 @@ def execute(
     folder: where the trained weights are left as `weights.ckpt`, loadable with `torch.load(weights_only=True)`.
     key: the run's address. With a folder and a key, the state of the run is written there every
     `trainer.checkpoint_seconds`, and a run that finds its own state goes on from it, to the same bits on a CPU.
+
+    common: folder and address of a state that arms which are trained alike (`Arm.trained_as`) share: a run that finds one
+    goes on from there, to what it would have come to by itself, and one that does not leaves one shortly before it ends.
     """
     if spec.trainer.devices > 1 and not inside() and not arm_class(spec.arm.name).fit_outside_loop:
         return _together(spec, folder, key, observer or Observer(), test)
@@ -123,7 +127,10 @@ def execute(
     except PluginError as error:
         return Run({**record, "error": str(error), "test": {}, "curve": [], "problems": []}, None)
     checkpoint = None if folder is None or key is None else Checkpoint(folder, key, spec.trainer.checkpoint_seconds)
-    module = TrainingModule(arm, data, spec.seed, spec.budget, spec.optimizer, spec.trainer, observer or Observer(), checkpoint)
+    shared = None if common is None else Checkpoint(*common, None)
+    module = TrainingModule(
+        arm, data, spec.seed, spec.budget, spec.optimizer, spec.trainer, observer or Observer(), checkpoint, shared
+    )
     try:
         if arm.fit_outside_loop:
             _outside(arm, data, module)
@@ -168,6 +175,7 @@ def execute(
             "peak": footprint.peak(next(arm.parameters(), torch.empty(0)).device),
         },
         "resumed_at": module.resumed_at,
+        "shared_steps": module.shared_steps,
         "problems": [checkpoint.problem] if checkpoint is not None and checkpoint.problem else [],
     }
     return Run(record, arm if record["status"] == "ok" else None)

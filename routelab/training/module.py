@@ -34,6 +34,10 @@ _EVALUATION_BATCH, _EVALUATION_TOKENS = 512, 32_768
 """Examples of an evaluation batch, and for texts tokens: every one of them has a distribution over the vocabulary."""
 
 
+_LATE = 0.02
+"""Share of the budget that arms which are trained alike take each by themselves."""
+
+
 class StoppedError(Exception):
     """Raised by an observer to end a run before its budget; the record keeps what was spent, with status "stopped"."""
 
@@ -105,12 +109,13 @@ class TrainingModule(pl.LightningModule):
         options: TrainerOptions,
         observer: Observer,
         checkpoint: Checkpoint | None = None,
+        common: Checkpoint | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.arm, self.data, self.seed_value = arm, data, seed
         self.budget, self.settings, self.options, self.observer = budget, optimizer, options, observer
-        self.checkpoint = checkpoint
+        self.checkpoint, self.common = checkpoint, common
         self.order = Order(len(data.train), options.batch_size, *(arm.streams or (seed,)))
         self.ledger, self.step, self.stage, self.check = Ledger(), 0, 0, 0
         self.curve: list[dict[str, float]] = []
@@ -124,6 +129,7 @@ class TrainingModule(pl.LightningModule):
         self.whole_run = Tally()
         self.measured_forward: float | None = None
         self.resumed_at: int | None = None
+        self.shared_steps: int | None = None
         self.rank, self.processes = 0, 1
         self._since_check, self._losses = Tally(), {}  # type: ignore[var-annotated]
         self._first: list[Tensor] | None = None
@@ -156,6 +162,9 @@ class TrainingModule(pl.LightningModule):
         train, validation, test = (part.to(self.device) for part in (data.train, data.validation, data.test))
         self.data = replace(data, train=train, validation=validation, test=test)
         state = None if self.checkpoint is None else self.checkpoint.load(self.device)
+        own = state is not None
+        if not own and self.common is not None:
+            state = self.common.load(self.device)
         self.arm.prepare(self.data.train)
         if state is None:
             self.arm.begin(0)
@@ -163,6 +172,7 @@ class TrainingModule(pl.LightningModule):
             self.optimizer = new_optimizer(self.groups, self.settings)
         else:
             self._restore(state)
+            self.resumed_at, self.shared_steps = (self.step, None) if own else (None, self.step)
 
     def _state(self) -> dict[str, Any]:
         """Everything that later steps, and the record, depend on. Plain data and tensors only."""
@@ -186,7 +196,6 @@ class TrainingModule(pl.LightningModule):
         self.optimizer.load_state_dict(state["optimizer"])
         self.ledger = Ledger(**state["ledger"])
         self.whole_run, self._since_check = (Tally(**state["tallies"][name]) for name in ("whole_run", "since_check"))
-        self.resumed_at = self.step
         for point in self.curve:
             self.observer.point(point)
 
@@ -196,7 +205,9 @@ class TrainingModule(pl.LightningModule):
         started, before = time.perf_counter(), self._seconds
         next_check = (self.check + 1) / self.options.checks
         while True:
-            self._optimizer_step(self.spent())
+            share = self.spent()
+            self._optimizer_step(share)
+            step = self.spent() - share
             self._seconds = self._agreed(before + time.perf_counter() - started)
             # The tolerance is for shares that are sums of binary fractions.
             if self.spent() >= self._stage_end() - 1e-9:
@@ -208,7 +219,7 @@ class TrainingModule(pl.LightningModule):
                 self.observer.spent(min(share, 1.0))
             if share >= min(next_check, 1.0) - 1e-9:
                 break
-            started += self._save_if_due()
+            started += self._save_if_due() + self._leave_for_others(step)
         self.check = int(share * self.options.checks + 1e-9)
         if share >= 1 - 1e-9:
             self.trainer.should_stop = True
@@ -253,6 +264,15 @@ class TrainingModule(pl.LightningModule):
             return 0.0
         before = time.perf_counter()
         self.checkpoint.save(self._state())
+        return time.perf_counter() - before
+
+    def _leave_for_others(self, step: float) -> float:
+        """Write the state where arms that are trained alike look for it, shortly before the last step. step: the share of the
+        budget that one takes. Returns the seconds that took."""
+        if self.common is None or self.rank or self.spent() < 1 - max(_LATE, 1.5 * step) or self.common.path.exists():
+            return 0.0
+        before = time.perf_counter()
+        self.common.save(self._state())
         return time.perf_counter() - before
 
     def _optimizer_step(self, share: float) -> None:

@@ -28,7 +28,9 @@ def look(task, values, targets, parts=1):
     sums = {}
     for index in torch.arange(len(targets)).tensor_split([7, 30][: parts - 1]):
         part = values[:, index]
-        for name, value in close_sums(task, Prediction(part.mean(0), Flops(0, 0), members=part), Batch(index, targets[index])).items():
+        for name, value in close_sums(
+            task, Prediction(part.mean(0), Flops(0, 0), members=part), Batch(index, targets[index])
+        ).items():
             sums[name] = sums.get(name, 0.0) + value
     return close_look(task, sums)
 
