@@ -33,6 +33,7 @@ ARMS = {
     "stacking": {"members": 2, "folds": 2},
     "gated_mixture": {"members": 2},
     "hierarchical_mixture": {"depth": 2},
+    "specialists": {"combine": "posterior"},
     "random_forest": {"members": 5},
     "hist_gradient_boosting": {"members": 5},
     "sk_bagging": {"members": 5},
@@ -47,6 +48,7 @@ REFUSED = {
         "trees need an example's numbers and one target",
     ),
 }
+ON_TEXT_ALONE = {"specialists": "has no domains"}
 
 
 def spec(arm, name, **options):
@@ -69,8 +71,9 @@ def test_all_are_asked():
 @pytest.mark.parametrize("name", list(DATA))
 def test_it_trains_or_says_why_not(name, arm):
     found = held(name)
-    if name == "domains" and arm in REFUSED:
-        with pytest.raises(UsageError, match=f"arm '{arm}': .*{REFUSED[arm]}"):
+    refused = (REFUSED if name == "domains" else ON_TEXT_ALONE).get(arm)
+    if refused is not None:
+        with pytest.raises(UsageError, match=f"arm '{arm}': .*{refused}"):
             execute(spec(arm, name), data=found)
         return
     record = execute(spec(arm, name), data=found).record
@@ -78,7 +81,7 @@ def test_it_trains_or_says_why_not(name, arm):
     for split in ("validation", "test"):
         assert math.isfinite(record[split]["loss"])
         assert math.isfinite(record[split][found.task.metric])
-    if arm in ("snapshot", "batch_ensemble", "ensemble", "bagging"):
+    if arm in ("snapshot", "batch_ensemble", "ensemble", "bagging", "specialists"):
         assert record["diversity"]["members"] == 2
 
 
