@@ -15,6 +15,7 @@ _VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "sinkhorn_2": ("sinkhorn", {"top_k": 2}),
     # Renormalised, a choice of three examples leaves out an expert, which then has no gradient.
     "sequence_2": ("sequence", {"top_k": 2, "renormalize": False}),
+    "sequence_whole_model": ("sequence", {"whole_model": True}),
     "hierarchical_1": ("hierarchical", {"top_k": 1}),
     "hierarchical_groups": ("hierarchical", {"top_groups": 2, "top_k": 1}),
     "hierarchical_4": ("hierarchical", {"top_groups": 2, "top_k": 2}),

@@ -66,6 +66,40 @@ def test_the_product_is_with_one_row_per_example():
     assert router_of().cost(2, 6).training == 3 * 2 * 2 * 3 * 3 + 2 * (2 * 2 * 3)
 
 
+def test_a_layer_that_follows_takes_the_first_layers_choice():
+    """Whatever it reads itself; the choice is one, and is balanced once."""
+    first, second = (
+        router_of(whole_model=True),
+        build_router("sequence", d_model=3, num_experts=3, whole_model=True, follows=True),
+    )
+    routing = first(RouterInput(X))
+    followed = second(RouterInput(torch.randn(2, 2, 3), before=routing.logits))
+    assert torch.equal(followed.plan.expert, routing.plan.expert)
+    assert torch.equal(followed.plan.weight, routing.plan.weight)
+    assert followed.losses == {}
+    assert not list(second.parameters())
+    assert second.cost(2, 6).training == 0
+    with pytest.raises(ValueError, match=r"got none from it; with whole_model=True both need equal groups and 3 experts"):
+        second(RouterInput(X))
+    with pytest.raises(ValueError, match=r"got logits of shape \(4, 2\)"):
+        second(RouterInput(X, before=torch.zeros(4, 2)))
+
+
+def test_what_follows_teaches_the_layer_that_chose():
+    first, second = (
+        router_of(whole_model=True),
+        build_router("sequence", d_model=3, num_experts=3, whole_model=True, follows=True),
+    )
+    second(RouterInput(X, before=first(RouterInput(X)).logits)).plan.weight.sum().backward()
+    assert first.weight.grad.abs().max() > 0
+
+
+def test_without_whole_model_a_layer_chooses_for_itself():
+    router = build_router("sequence", d_model=3, num_experts=3, follows=True)
+    assert not router.follows
+    assert router.weight.shape == (3, 3)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
