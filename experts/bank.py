@@ -5,7 +5,7 @@ Axes: T tokens, R rows, E experts, D features, H hidden width, N rows per expert
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Literal, Protocol
 
@@ -151,15 +151,20 @@ class ExpertBank(nn.Module):
         """
         parts = {name: parameter.unbind(0) for name, parameter in self.own_parameters().items()}
         sizes = count.tolist()
-        out = []
-        for expert, part in enumerate(rows[: sum(sizes)].split(sizes)):
-
-            def product(value: Tensor, name: str, bias: str | None = None, expert: int = expert) -> Tensor:
-                out = value @ parts[name][expert].to(value.dtype)
-                return out if bias is None else out + parts[bias][expert].to(value.dtype)
-
-            out.append(self._run(part, product))
+        out = [
+            self.one(part, {name: values[expert] for name, values in parts.items()})
+            for expert, part in enumerate(rows[: sum(sizes)].split(sizes))
+        ]
         return torch.cat([*out, out[0].new_zeros(rows.shape[0] - sum(sizes), rows.shape[1])])
+
+    def one(self, rows: Tensor, own: Mapping[str, Tensor]) -> Tensor:
+        """Rows (R, D) through one expert, whose part of `own_parameters` is given by name -> (R, D), with plain products."""
+
+        def product(value: Tensor, name: str, bias: str | None = None) -> Tensor:
+            out = value @ own[name].to(value.dtype)
+            return out if bias is None else out + own[bias].to(value.dtype)
+
+        return self._run(rows, product)
 
     def _run(self, rows: Tensor, product: Product) -> Tensor:
         if torch.is_autocast_enabled(rows.device.type):

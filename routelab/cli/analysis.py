@@ -1,4 +1,4 @@
-"""`routelab analyze` and `routelab clock`: questions about a trained mixture, answered on the terminal and in files."""
+"""`routelab analyze`, `clock` and `serve-cost`: questions about trained mixtures, answered on the terminal and in files."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def clock(
     run: str, uri: str, output: str | None, sizes: str, rounds: int, longest: float, cpu_time: bool, as_json: bool
 ) -> None:
     """Time one run against dense models, and leave numbers and figures; as artifacts too where the run was found in MLflow."""
-    wanted = _sizes(sizes)
+    wanted = _whole_numbers("--sizes", sizes, 1, "1,16,256")
     for option, value in (("--rounds", rounds), ("--longest", longest)):
         if not value > 0:
             raise UsageError(f"{option} is {value}; it must be above 0")
@@ -81,15 +81,15 @@ def clock(
     out.print(f"Numbers: {places[0]}   Figures: {places[2]}")
 
 
-def _sizes(text: str) -> list[int]:
-    """Batch sizes from "1,16,256", in rising order."""
+def _whole_numbers(option: str, text: str, least: int, example: str) -> list[int]:
+    """Numbers from "1,16,256", in rising order."""
     try:
-        sizes = sorted({int(word) for word in text.split(",")})
+        numbers = sorted({int(word) for word in text.split(",")})
     except ValueError:
-        sizes = []
-    if not sizes or sizes[0] < 1:
-        raise UsageError(f"--sizes is {text!r}; it must be whole numbers of at least 1, such as 1,16,256")
-    return sizes
+        numbers = []
+    if not numbers or numbers[0] < least:
+        raise UsageError(f"{option} is {text!r}; it must be whole numbers of at least {least}, such as {example}")
+    return numbers
 
 
 def _clock_table(found: dict[str, Any]) -> Table:
@@ -116,3 +116,51 @@ def _clock_table(found: dict[str, Any]) -> Table:
             *(f"{share:.0%}" if share else "" for share in row["parts"].values()),
         )  # fmt: skip
     return grid
+
+
+def serve_cost(runs: list[str], uri: str, output: str | None, examples: int | None, options: Any, as_json: bool) -> None:
+    """Serve runs from little memory, one beside the other, and leave numbers, table and figures; as artifacts of each run that was
+    found in MLflow too. options: `routelab.analysis.serving.Options` by name."""
+    from routelab.analysis.runs import open_run
+    from routelab.analysis.serving import Options, check_slots, serve_cost
+    from routelab.analysis.serving_report import ABOUT, COLUMNS, about_rows, batch_rows, batches_of, sentences, write_serving
+    from routelab.comparison.compare import check_writable
+    from routelab.training.record import plain
+    from routelab.training.stored import leave
+
+    out, slots = console(quiet=as_json), options["slots"]
+    chosen = Options(**{**options, "slots": None if slots is None else _whole_numbers("--slots", slots, 1, "1,4,8")})
+    opened = [open_run(run, uri, examples=examples) for run in runs]
+    check_slots(opened, chosen)
+    folder = Path(output) if output else opened[0].folder / "serving" if len(opened) == 1 else Path("results") / "serving"
+    check_writable(folder)
+    found = []
+    with watching(out) as show:
+        for number, run in enumerate(opened):
+
+            def watch(share: float, done: int = number) -> None:
+                show(done, len(opened), (done + share) / len(opened))
+
+            found.append(serve_cost(run, folder, chosen, watch))
+    written = write_serving(folder, found)
+    for run in opened:
+        if run.run_id is not None:
+            leave(uri, run.run_id, written, "serving")
+    if as_json:
+        print(json.dumps(plain({"runs": found})))
+        return
+    _table(out, "What is served", ABOUT, about_rows(found))
+    for size in batches_of(found):
+        _table(out, f"{size} at a time", COLUMNS, batch_rows(found, size))
+    for sentence in sentences(found):
+        out.print(sentence)
+    out.print(f"Numbers: {written[0]}, {written[1]}; figures: {written[2]}")
+
+
+def _table(out: Any, title: str, columns: tuple[str, ...], rows: list[list[str]]) -> None:
+    grid = Table(title=title, header_style="", title_justify="left")
+    for name in columns:
+        grid.add_column(name, justify="left" if name in ("run", "served", "read at once") else "right", no_wrap=True)
+    for row in rows:
+        grid.add_row(*row)
+    out.print(grid)

@@ -247,6 +247,31 @@ def clock_command(
     clock(run, uri, output, sizes, rounds, longest, cpu_time, as_json)
 
 
+@app.command(name="serve-cost")
+def serve_cost_command(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Runs' folders, cells' addresses, or ids in MLflow.")],
+    slots: Annotated[str | None, typer.Option(help="Experts in memory, such as 1,4,8 (from one to all).")] = None,
+    per_layer: Annotated[bool, typer.Option("--per-layer", help="So many for each layer, not for all together.")] = False,
+    cold: Annotated[
+        bool, typer.Option("--cold", help="Drop the kernel's copy of an expert before it is read (Linux).")
+    ] = False,
+    prompt: Annotated[int | None, typer.Option(help="Positions before the first that is decoded (half of them).")] = None,
+    steps: Annotated[int, typer.Option(help="Steps that are timed for each setting; 0 times nothing.")] = 64,
+    uri: Store = _STORE,
+    output: Annotated[str | None, typer.Option(help="Where it goes (RUN's folder, in serving/; results/serving).")] = None,
+    examples: Annotated[int | None, typer.Option(help="Of the test split (as many as hold 32768 tokens).")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """What a mixture costs when not all experts fit in memory: bytes read per token, hit rate and latency.
+
+    Example: routelab serve-cost results/language/hash-s0 results/language/topk-s0
+    """
+    from routelab.cli.analysis import serve_cost
+
+    options = {"slots": slots, "per_layer": per_layer, "cold": cold, "prompt": prompt, "steps": steps}
+    serve_cost(runs, uri, output, examples, options, as_json)
+
+
 @app.command(name="list")
 def list_command(
     kind: Annotated[str | None, typer.Argument(metavar="[routers|experts|backbones|baselines|data|presets]")] = None,

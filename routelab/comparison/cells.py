@@ -24,7 +24,7 @@ REGISTRIES: tuple[Registry[Any], ...] = (ROUTERS, KINDS, BACKBONES, BASELINES, D
 _CODE = ("routers", "experts", "baselines", "routelab/backbones", "routelab/data", "routelab/training")
 _NO_EFFECT = (
     "tracking.py", "tracked.py", "store.py", "record.py", "heatmap.py", "footprint.py", "config.py", "arms.py",
-    "registry.py", "lazy.py", "loading.py", "options.py", "stored.py", "yardsticks.py",
+    "registry.py", "lazy.py", "loading.py", "options.py", "stored.py", "yardsticks.py", "offload.py",
 )  # fmt: skip
 
 
