@@ -311,37 +311,39 @@ def _rate(taken: Array, asked: Array) -> Interval:
 
 @dataclass
 class _Setting:
-    """One way to run the model. served: None is the model as it is. seconds: of each timed step; prompts: of each timed prompt.
-    stored: bytes that timed steps had fetched from storage."""
+    """One way to run the model. served: None is the model as it is. seconds: of each timed step; work: of the processor, in the same
+    step; prompts: of each timed prompt. stored: bytes that timed steps had fetched from storage."""
 
     served: Offloaded | None
     seconds: list[float] = field(default_factory=list)
+    work: list[float] = field(default_factory=list)
     prompts: list[float] = field(default_factory=list)
     stored: int = 0
 
     def step(self, call: Callable[[], Any], timed: bool) -> Any:
         """`call()` in this setting."""
         before = _storage_bytes() if timed else 0
-        out, seconds = self._run(call)
+        out, seconds, work = self._run(call)
         if timed:
             self.seconds.append(seconds)
+            self.work.append(work)
             self.stored += _storage_bytes() - before
         return out
 
     def prompt(self, call: Callable[[], Any], timed: bool) -> Any:
         """Likewise, of what comes before the steps."""
-        out, seconds = self._run(call)
+        out, seconds, _ = self._run(call)
         if timed:
             self.prompts.append(seconds)
         return out
 
-    def _run(self, call: Callable[[], Any]) -> tuple[Any, float]:
+    def _run(self, call: Callable[[], Any]) -> tuple[Any, float, float]:
         with self.served.serving() if self.served is not None else nullcontext():
-            started = time.perf_counter()
+            started, worked = time.perf_counter(), time.process_time()
             out = call()
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
-            return out, time.perf_counter() - started
+            return out, time.perf_counter() - started, time.process_time() - worked
 
 
 @torch.inference_mode()
@@ -375,6 +377,7 @@ def _timed(
             "milliseconds_p95": 1e3 * float(np.quantile(taken, 0.95)),
             "in_memory_milliseconds": 1e3 * float(np.median(base)),
             "ratio": median_interval(taken / base).as_dict(),
+            "work_ratio": median_interval(np.array(setting.work) / np.array(plain.work)).as_dict(),
             "ratio_p95": float(np.quantile(taken, 0.95) / np.quantile(base, 0.95)),
             "prompt_milliseconds": 1e3 * float(np.median(setting.prompts)) if setting.prompts else None,
             "steps": len(taken),

@@ -42,7 +42,7 @@ def names_of(found: Sequence[Found]) -> list[str]:
 
 def csv_rows(found: Sequence[Found]) -> list[list[Any]]:
     """A header, then a row for each run, batch size and number of slots."""
-    intervals = ("bytes_per_token", "bytes_per_example", "hit_rate", "ratio")
+    intervals = ("bytes_per_token", "bytes_per_example", "hit_rate", "ratio", "work_ratio")
     plain_keys = ("chance", "optimum", "milliseconds", "milliseconds_p95", "in_memory_milliseconds", "ratio_p95", "prompt_milliseconds",
                   "storage_bytes_per_token", "outputs_equal", "outputs_apart", "steps")  # fmt: skip
     head = ["run", "seed", "unit", "unit_bytes", "mode", "prompt", "batch", "slots", "units", "per_layer", "cold", "resident_bytes",
@@ -87,7 +87,7 @@ def about_rows(found: Sequence[Found]) -> list[list[str]]:
     return rows
 
 
-COLUMNS = ("run", "in memory", "bytes/token", "hit rate", "chance", "best", "ms", "p95", "times in-memory")
+COLUMNS = ("run", "in memory", "bytes/token", "hit rate", "chance", "best", "ms", "p95", "over in-memory", "CPU likewise")
 """Columns of `batch_rows`."""
 
 
@@ -101,7 +101,7 @@ def batch_rows(found: Sequence[Found], batch: int) -> list[list[str]]:
                 name, f"{row['resident']} of {each['units']} ({row['resident_share']:.0%})",
                 interval(row["bytes_per_token"], 3, amount), interval(row["hit_rate"], 3, percent),
                 percent(row["chance"]), percent(row["optimum"]),
-                short(row.get("milliseconds")), short(row.get("milliseconds_p95")), interval(row.get("ratio"), 3),
+                short(row.get("milliseconds")), short(row.get("milliseconds_p95")), interval(row.get("ratio"), 3), interval(row.get("work_ratio"), 3),
             ])  # fmt: skip
     return rows
 
@@ -241,6 +241,9 @@ def cost_figure(found: Sequence[Found], batch: int) -> Drawn:
         axes.set_ylim(bottom=0)
     if timed:
         panels[1].axhline(1, color="#7d838a", linewidth=1, linestyle="--")
+        # Of a busy machine some bands are so wide that the medians would be one flat line.
+        most = max(row["ratio"]["mean"] for each in found for row in each["rows"] if row["batch"] == batch and "ratio" in row)
+        panels[1].set_ylim(0, max(2.0, 1.5 * most))
     legend(figure, handles, names, columns)
     return Drawn(
         f"cost-batch-{batch}", f"Cost of little memory, {batch} at a time", f"Bytes read per token and time of a step, {batch} at a time",
@@ -275,8 +278,10 @@ def choices_figure(found: Sequence[Found], batch: int) -> Drawn:
         axes.spines[["top", "right"]].set_visible(False)
         table += [[names[place], row["resident_share"], *(row["hit_rate"][part] for part in ("mean", "low", "high")), row["chance"],
                    row["optimum"]] for row in rows]  # fmt: skip
-    figure.supxlabel("experts in memory, %", fontsize=11)
-    figure.supylabel("hit rate, %", fontsize=11)
+    for axes in grid[:, 0]:
+        axes.set_ylabel("hit rate, %")
+    for axes in grid.flat[max(0, len(found) - columns) : len(found)]:
+        axes.set_xlabel("experts in memory, %")
     legend(figure, handles, list(labels), 3)
     return Drawn(
         f"choices-batch-{batch}", f"Are choices stable? {batch} at a time", "Hit rates of each router beside chance and the best policy",

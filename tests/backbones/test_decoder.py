@@ -30,6 +30,7 @@ UNCACHED = {
     "hash-previous": {"method": "previous"},
     "hash-position": {"method": "position"},
     "expert_choice": {"across": "batch"},
+    "soft": {"allow_leak": True},
 }
 
 
