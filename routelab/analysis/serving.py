@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import stats
 from torch import Tensor
 
 from baselines.task import Batch
@@ -30,7 +29,7 @@ from routelab.analysis.runs import TrainedRun
 from routelab.analysis.trace import by_batch, fewest_misses, misses_of, shuffled, trace_of
 from routelab.backbones.attention import KeyValues
 from routelab.backbones.decoder import Decoder
-from routelab.comparison.statistics import Interval, mean_interval
+from routelab.comparison.statistics import Interval, mean_interval, median_interval
 from routers.contract import RouterInput, Routing, routed
 from routers.errors import UsageError
 from routers.plans import Blend, PerExpert, Plan, Slots, TopK, share_TE
@@ -376,8 +375,8 @@ def _timed(
             "milliseconds": 1e3 * float(np.median(taken)),
             "milliseconds_p95": 1e3 * float(np.quantile(taken, 0.95)),
             "in_memory_milliseconds": 1e3 * float(np.median(base)),
-            "ratio": median_interval(taken / base).as_dict(),
-            "work_ratio": median_interval(np.array(setting.work) / np.array(plain.work)).as_dict(),
+            "ratio": median_interval((taken / base).tolist()).as_dict(),
+            "work_ratio": median_interval((np.array(setting.work) / np.array(plain.work)).tolist()).as_dict(),
             "ratio_p95": float(np.quantile(taken, 0.95) / np.quantile(base, 0.95)),
             "prompt_milliseconds": 1e3 * float(np.median(setting.prompts)) if setting.prompts else None,
             "steps": len(taken),
@@ -430,16 +429,6 @@ def _steps(
             with _held_to(layers, routings[place], len(batch)) if how.per_text else nullcontext():
                 outputs[place], _ = settings[place].step(call(place, slice(step, step + 1)), timed)
         yield outputs
-
-
-def median_interval(values: Array, confidence: float = 0.95) -> Interval:
-    """The median with the order statistics that enclose it (binomial, exact for independent values); bounds NaN where there are
-    too few values for any."""
-    ordered, count = np.sort(np.asarray(values, dtype=np.float64)), len(values)
-    below = int(stats.binom.ppf((1 - confidence) / 2, count, 0.5))
-    if below < 1:
-        return Interval(float(np.median(ordered)) if count else np.nan, np.nan, np.nan, count)
-    return Interval(float(np.median(ordered)), float(ordered[below - 1]), float(ordered[count - below]), count)
 
 
 def _storage_bytes() -> int:

@@ -43,7 +43,7 @@ def clock(
     run: str, uri: str, output: str | None, sizes: str, rounds: int, longest: float, cpu_time: bool, as_json: bool
 ) -> None:
     """Time one run against dense models, and leave numbers and figures; as artifacts too where the run was found in MLflow."""
-    wanted = _whole_numbers("--sizes", sizes, 1, "1,16,256")
+    wanted = _whole_numbers("--sizes", sizes, "1,16,256")
     for option, value in (("--rounds", rounds), ("--longest", longest)):
         if not value > 0:
             raise UsageError(f"{option} is {value}; it must be above 0")
@@ -81,14 +81,14 @@ def clock(
     out.print(f"Numbers: {places[0]}   Figures: {places[2]}")
 
 
-def _whole_numbers(option: str, text: str, least: int, example: str) -> list[int]:
+def _whole_numbers(option: str, text: str, example: str) -> list[int]:
     """Numbers from "1,16,256", in rising order."""
     try:
         numbers = sorted({int(word) for word in text.split(",")})
     except ValueError:
         numbers = []
-    if not numbers or numbers[0] < least:
-        raise UsageError(f"{option} is {text!r}; it must be whole numbers of at least {least}, such as {example}")
+    if not numbers or numbers[0] < 1:
+        raise UsageError(f"{option} is {text!r}; it must be whole numbers of at least 1, such as {example}")
     return numbers
 
 
@@ -129,7 +129,7 @@ def serve_cost(runs: list[str], uri: str, output: str | None, examples: int | No
     from routelab.training.stored import leave
 
     out, slots = console(quiet=as_json), options["slots"]
-    chosen = Options(**{**options, "slots": None if slots is None else _whole_numbers("--slots", slots, 1, "1,4,8")})
+    chosen = Options(**{**options, "slots": None if slots is None else _whole_numbers("--slots", slots, "1,4,8")})
     opened = [open_run(run, uri, examples=examples) for run in runs]
     check_slots(opened, chosen)
     folder = Path(output) if output else opened[0].folder / "serving" if len(opened) == 1 else Path("results") / "serving"

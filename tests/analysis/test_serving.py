@@ -12,7 +12,7 @@ import torch
 from baselines.contract import ArmSpec, make_arm
 from experts.offload import ExpertFile, Offloaded, write_experts
 from routelab.analysis.runs import TrainedRun
-from routelab.analysis.serving import Options, few, median_interval, serve_cost, slots_to_try
+from routelab.analysis.serving import Options, few, serve_cost, slots_to_try
 from routelab.analysis.serving_report import row_at, sentences
 from routelab.cli.app import app, guarded
 from routelab.comparison.single import train
@@ -142,13 +142,6 @@ def test_slots_that_are_tried_and_timed():
     assert (
         row_at({"rows": [{"batch": 1, "resident_share": share} for share in (0.2, 0.4, 1.0)]}, 1, 0.5)["resident_share"] == 0.4
     )
-
-
-def test_the_interval_of_a_median_by_hand():
-    """Of ten values the second and the ninth enclose it with 1 - 2 * (1 + 10) / 1024 = 97.9%, the third and eighth with 89%."""
-    found = median_interval(np.arange(10.0)[::-1])
-    assert (found.mean, found.low, found.high, found.n) == (4.5, 1.0, 8.0, 10)
-    assert np.isnan(median_interval(np.arange(5.0)).low), "five values enclose it with 94% at most"
 
 
 @pytest.fixture(scope="module")
