@@ -70,7 +70,7 @@ def _drawn(summary: Mapping[str, Any], options: Sequence[str], lines: Sequence[M
     )
     return Drawn(
         f"series-{'-'.join(options)}", f"What {named} buys and costs", f"Loss, parameters, memory and speed against {named}", note,
-        figure, _table(summary, options, lines, unit), True,
+        figure, _table(summary, options, lines, unit), tabled=True,
     )  # fmt: skip
 
 

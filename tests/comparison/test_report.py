@@ -102,6 +102,18 @@ def summary() -> dict[str, Any]:
         "caveat": "Three seeds cannot reach p below .25.",
         "arms": arms,
         "margin": 0.01,
+        "pairs": [
+            {
+                "arm": ARMS[3],
+                "against": ARMS[1],
+                "state": "open",
+                "p_holm": 0.7654,
+                "difference": {"mean": -0.02, "low": -0.05, "high": 0.01, "n": 3},
+            }
+        ],
+        "series": [
+            {"name": EVIL, "options": ["top_k"], "points": [{"arm": arm, "at": [k]} for k, arm in enumerate(ARMS[1:], 1)]}
+        ],
         "frontier": {
             "points": [{"label": "dense", "flops": 1e10, "loss": 0.5}, {"label": "dense@2", "flops": 2e10, "loss": 0.4}],
             "front": [(1e10, 0.5), (2e10, 0.4)],
@@ -135,7 +147,7 @@ def html(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("report") / "new" / "report.html"
     write_report(path, summary(), records())
     assert sorted(entry.name for entry in path.parent.iterdir()) == ["figures", "report.html"]
-    drawn = {"differences", "loss", "quality", "leverage", "time", "diversity", "load-1"}
+    drawn = {"differences", "pairs", "series-top_k", "loss", "quality", "leverage", "time", "diversity", "load-1"}
     assert {entry.name for entry in (path.parent / "figures").iterdir()} == {
         f"{n}.{kind}" for n in drawn for kind in ("png", "csv")
     }
@@ -160,7 +172,7 @@ def test_every_arm_stands_in_the_table_and_in_the_figure(html: str) -> None:
     page = parsed(html)
     for arm in ARMS:
         assert page.words.count(arm) >= 6  # Two rows, and five legends.
-    assert page.tags.count("svg") == 7
+    assert page.tags.count("svg") == 9
     words = "".join(page.words)
     for expected in (
         "0.31",
@@ -178,6 +190,9 @@ def test_every_arm_stands_in_the_table_and_in_the_figure(html: str) -> None:
         "0.375 / 0.875, 2 never",
         "Error correlation",
         "0.042",
+        "0.7654",  # In the table of the pairs.
+        "What top_k buys and costs",
+        "change from dense",
     ):
         assert expected in words
     assert "nan" not in "".join(page.words).lower().split()
@@ -201,7 +216,7 @@ def test_a_browser_shows_every_figure_and_complains_of_nothing(html: str, tmp_pa
         "--dump-dom", page.as_uri(),
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    assert done.stdout.count("<svg") == 7
+    assert done.stdout.count("<svg") == 9
     assert "CONSOLE" not in done.stderr, done.stderr
     assert (tmp_path / "page.png").stat().st_size > 20_000, "a page without anything on it is smaller"
 
