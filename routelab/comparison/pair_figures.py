@@ -58,7 +58,9 @@ def pairs(summary: Mapping[str, Any], records: Sequence[Record]) -> Drawn | None
         "within which two arms count as equal. Right: filled, the first arm; hollow, the second. Load CV, MaxVio (largest load "
         "over the mean, less 1) and dead experts are of what routers ask for on the test split; the drop rate is that of training."
     )
-    return Drawn("pairs", "Arms in pairs", "Paired differences of arms judged against each other", note, figure, table, tabled=True)
+    return Drawn(
+        "pairs", "Arms in pairs", "Paired differences of arms judged against each other", note, figure, table, tabled=True
+    )
 
 
 def _forest(axes: Axes, summary: Mapping[str, Any], judged: Sequence[Mapping[str, Any]]) -> None:
