@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from baselines.contract import Arm, ArmSpec, Flops, Penalty, Prediction, StepLoss, arm_class, make_arm
-from baselines.recorded import restore, teacher_of
+from baselines.recorded import Recorded, restore, teacher_of
 from baselines.single import SingleBackbone, whole
 from baselines.task import Batch, Task
 
@@ -83,7 +83,8 @@ class Distilled(Arm):
         self.student = student
         # In a tuple, so that it does not turn up among this arm's modules.
         self._teacher = (make_arm(recorded.spec, task, recorded.seed, sizing=sizing),)
-        self._state = None if sizing else recorded.state()
+        self._recorded: Recorded | None = recorded
+        self._train: Batch | None = None
 
     def student_spec(self) -> ArmSpec:
         """The student as an arm of its own."""
@@ -95,22 +96,30 @@ class Distilled(Arm):
 
     @property
     def teacher(self) -> Arm:
-        """The trained arm, from `prepare` on."""
+        """The teacher, trained from the first `loss` on: what has learnt can be used without it."""
         return self._teacher[0]
 
     def prepare(self, train: Batch) -> None:
         self.student.prepare(train)
-        if self._state is not None:
-            self.teacher.to(train.inputs.device)
-            restore(self.teacher, self._state, train)
+        self._train = train
+
+    def taught(self, batch: Batch) -> Prediction:
+        """What the teacher makes of a batch."""
+        if self._recorded is not None:
+            assert self._train is not None
+            self.teacher.to(batch.inputs.device)
+            # A resumed run comes here at another step, and must draw the same numbers after it.
+            with torch.random.fork_rng(devices=[]):
+                restore(self.teacher, self._recorded.state(), self._train)
             self.teacher.requires_grad_(False).eval()
-            self._state = None
+            self._recorded = self._train = None
+        with torch.no_grad():
+            return self.teacher.predict(batch)
 
     def loss(self, batch: Batch, index: Tensor) -> StepLoss:
         if not self.options.weight:
             return self.student.loss(batch, index)
-        with torch.no_grad():
-            taught = self.teacher.predict(batch)
+        taught = self.taught(batch)
         outputs, routings = self.student.answers(batch)
         own = self.student.step_loss(batch, outputs, routings)
         apart = distance(self.task, outputs, taught.outputs, self.options.temperature)

@@ -90,6 +90,8 @@ class Origins:
         if record.get("status") != "ok":
             raise UsageError(f"run {name!r} failed, so there is nothing to build on: {record.get('error')}")
         spec = spec_of(record)
+        for plugin in spec.plugins:
+            load_plugin(plugin)
         if arm_class(spec.arm.name).fit_outside_loop:
             raise UsageError(
                 f"run {name!r} is a reference, {spec.arm.name!r}, that trains outside the loop and leaves no weights"
@@ -116,8 +118,6 @@ class Origins:
             return choice  # It will say so itself, when it is built.
         found = self.find(run, seed, choice.label)
         self.taught[run.replace(SEED, str(seed))] = found
-        for plugin in found.plugins:
-            load_plugin(plugin)
         return replace(choice, spec=choice.spec.with_value("options.teacher", found.recorded.plain()))
 
     def _must_fit(self, choice: ArmChoice, found: Found) -> None:
@@ -138,6 +138,8 @@ class Origins:
         metric, found = self.data.task.metric, []
         for name, each in self.taught.items():
             test, spent = each.record["test"], each.recorded.flops
+            if not test:
+                continue  # A trial of a sweep, which leaves the test split unread.
             note = f"{each.record['arm']}, seed {each.recorded.seed}: test loss {test['loss']:.4f} after {spent:.3g} training FLOPs"
             found.append({"name": f"the teacher {name}", "metric": metric, "value": test[metric], "note": note})
         return found

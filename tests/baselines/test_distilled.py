@@ -13,6 +13,7 @@ from baselines.task import Batch, Task
 from routelab.backbones.contract import InputSpec
 from routelab.comparison.audit import audit_step
 from routelab.comparison.cells import cell_key
+from routelab.comparison.inference import trained
 from routelab.data.contract import load
 from routelab.training.config import Budget, Optimizer, TrainerOptions
 from routelab.training.loop import RunSpec, execute
@@ -92,8 +93,7 @@ def test_distance_of_values_is_the_mean_square():
 @pytest.mark.parametrize("kind", TASKS)
 def test_the_loss_weighs_data_and_teacher_on_the_same_batch(tmp_path, kind):
     arm, batch = distilled(tmp_path, kind, weight=0.25, temperature=3.0)
-    ready(arm, batch)
-    loss = arm.loss(batch, torch.arange(4))
+    loss = ready(arm, batch).loss(batch, torch.arange(4))
     student, teacher = arm.student.predict(batch).outputs, arm.teacher.predict(batch).outputs
     data = arm.task.loss(student, batch.targets).mean()
     apart = distance(arm.task, student, teacher, 3.0)
@@ -118,7 +118,7 @@ def test_the_teacher_is_charged_as_the_counter_sees_it(tmp_path, kind, base):
 
 def test_the_teacher_is_no_part_of_the_arm(tmp_path):
     arm, batch = distilled(tmp_path)
-    ready(arm, batch)
+    ready(arm, batch).loss(batch, torch.arange(4))
     alone = make_arm(ArmSpec("dense", IMAGE, {"count": 4}), CLASSES, 0)
     assert arm.total_params == alone.total_params == sum(p.numel() for g in arm.parameter_groups() for p in g.parameters)
     assert {name.removeprefix("student.") for name in arm.state_dict()} == set(alone.state_dict())
@@ -193,11 +193,20 @@ def test_a_cell_hangs_on_the_teachers_weights_and_not_on_where_they_lie(tmp_path
     assert key() != cell_key(replace(spec, arm=spec.arm.with_value("options.temperature", 4.0)), "data")
 
 
+def test_what_has_learnt_needs_its_teacher_no_more(tmp_path):
+    spec, data = digits_run(tmp_path)
+    done = execute(spec, data=data, folder=tmp_path / "run")
+    (tmp_path / "teacher.ckpt").unlink()
+    again = trained(done.record, tmp_path / "run/weights.ckpt", data).eval()
+    with torch.no_grad():
+        assert torch.equal(again.predict(data.test).outputs, done.arm.eval().predict(data.test).outputs)
+
+
 def test_weights_that_changed_are_refused(tmp_path):
     spec, data = digits_run(tmp_path)
     recorded(tmp_path, ArmSpec("topk", IMAGE, {"count": 4}), data.task, seed=8)
     with pytest.raises(UsageError, match="have changed since this run was planned"):
-        make_arm(spec.arm, data.task, 0)
+        execute(spec, data=data)
 
 
 @pytest.mark.parametrize(
