@@ -177,6 +177,7 @@ def explain(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, di
 _COSTS = (
     "flops_model",
     "flops_executed",
+    "initial_flops",
     "flops_per_example",
     "active_params",
     "total_params",

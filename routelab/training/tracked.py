@@ -17,6 +17,7 @@ NOTE_LIMIT = 5000
 _COSTS = (
     "flops_model",
     "flops_executed",
+    "initial_flops",
     "flops_per_example",
     "flops_per_example_measured",
     "active_params",
