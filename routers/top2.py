@@ -38,9 +38,8 @@ class Top2(Router):
     capacity_factor = 2.0
     priority = "choice"
     noiseless = {"second_policy": "all"}
-    published: ClassVar[Sequence[Mapping[str, Any]]] = (
-        {"capacity_factor": 1.0},
-    )  # the paper's, which does not count second choices
+    # The paper's, which does not count second choices.
+    published: ClassVar[Sequence[Mapping[str, Any]]] = ({"capacity_factor": 1.0},)
 
     def __init__(self, d_model: int, num_experts: int, *, second_policy: Literal["random", "all"] = "random") -> None:
         super().__init__(d_model, num_experts)

@@ -66,6 +66,7 @@ class Mirror:
         self._arms: dict[str, str] = {}
         self._done: set[str] = set()
         self._runs: dict[str, str] = {}
+        self._begun: set[str] = set()
         self._seeds: dict[str, str] = {}
         self.problem: str | None = None
 
@@ -132,7 +133,7 @@ class Mirror:
         found = tracker.tagged(_TRIAL, (_SWEEP, name))
         self._done = {key for key, (_, status) in found.items() if status in _ENDS.values() and self._ended(key)}
         self._runs = {key: run for key, (run, _) in found.items()}
-        self._seeds = {}
+        self._begun, self._seeds = set(), {}
         here = provenance()
         config = self._sweep.config
         note = (
@@ -144,7 +145,11 @@ class Mirror:
         )
         tags = {_SWEEP: name, "routelab.kind": "study", "git_revision": str(here["git_revision"])}
         self._study = tracker.start_parent(
-            name, flatten(self._studies.config), {**tags, _TRIAL: "study"}, note, run_id=found.get("study", ("", ""))[0]
+            f"{name}: tuning",
+            flatten(self._studies.config),
+            {**tags, _TRIAL: "study"},
+            note,
+            run_id=found.get("study", ("", ""))[0],
         )
         if here["git_diff"]:
             tracker.log_text(self._study, here["git_diff"], "git_diff.txt")
@@ -195,18 +200,20 @@ class Mirror:
 
     def _trial(self, arm: SweepArm, trial: FrozenTrial, key: str, name: str, folders: list[Path]) -> None:
         tracker, error = self._tracker, trial.user_attrs.get("error")
-        if key not in self._runs or not trial.state.is_finished():
+        if key not in self._begun:
+            # A run that is there may lack its settings, if the store died on them.
             settings = settings_of(trial)
-            note = f"Trial {trial.number} of {arm.label}: " + ", ".join(f"{k}={v}" for k, v in settings.items())
-            if key not in self._runs:
-                self._runs[key] = tracker.start_parent(
-                    name,
-                    {"arm": arm.label, "trial": trial.number, **settings},
-                    {_SWEEP: self._sweep.name, _TRIAL: key, "routelab.kind": "trial"},
-                    note,
-                    parent_id=self._arms[arm.label],
-                    began=_seconds(trial.datetime_start),
-                )
+            self._runs[key] = tracker.start_parent(
+                name,
+                {"arm": arm.label, "trial": trial.number, **settings},
+                {_SWEEP: self._sweep.name, _TRIAL: key, "routelab.kind": "trial"},
+                f"Trial {trial.number} of {arm.label}: " + ", ".join(f"{k}={v}" for k, v in settings.items()),
+                run_id=self._runs.get(key),
+                parent_id=self._arms[arm.label],
+                began=_seconds(trial.datetime_start),
+            )
+            self._check()
+            self._begun.add(key)
         run = self._runs[key]
         records = []
         for folder, seed in zip(folders, self._sweep.seeds, strict=False):
@@ -222,7 +229,7 @@ class Mirror:
         tags = {"routelab.state": trial.state.name}
         if error:
             tags |= {"routelab.error": error, "mlflow.note.content": f"{trial.state.name.capitalize()}: {error}"}
-        tracker.note(run, tags, numbers)
+        tracker.note(run, tags, numbers, _seconds(trial.datetime_complete))
         for record in records:
             if record and record.get("traceback"):
                 tracker.log_text(run, str(record["traceback"]), "traceback.txt")

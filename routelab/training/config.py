@@ -306,11 +306,14 @@ def _parse(word: str) -> dict[str, Any]:
 
 
 def _long_form(layer: dict[str, Any]) -> dict[str, Any]:
-    """`data=digits` is short for `data.name=digits`, and likewise backbone."""
-    return {
+    """`data=digits` is short for `data.name=digits`, and likewise backbone. YAML reads an unquoted `on` as true."""
+    long = {
         key: {"name": value} if key in ("data", "backbone") and isinstance(value, str) else value
         for key, value in layer.items()
     }
+    if isinstance(long.get("match"), Mapping):
+        long["match"] = {"on" if key is True else key: value for key, value in long["match"].items()}
+    return long
 
 
 def _check_keys(layer: Mapping[str, Any], schema: Any, prefix: str, source: str) -> None:

@@ -31,7 +31,8 @@ from routers.errors import UsageError
 
 _METRICS_PER_BATCH = 800  # with parameters and tags, a call takes 1,000
 _PARAMS_PER_BATCH = 100
-QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
+# A server's client prints the address of every run that ends, into the midst of --json.
+QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true"}
 # The defaults of mlflow retry for minutes: a server that died would hold up every cell of a comparison.
 _IMPATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
 
@@ -103,17 +104,20 @@ class Tracker:
         with self._guard(f"the parent run {name!r} was not recorded"):
             found = self._find(run_id)
             known: Mapping[str, str] = {}
+            every = {**tags, "mlflow.note.content": note}
             if found is None:
-                below = {"mlflow.parentRunId": parent_id} if parent_id else None
+                below = {"mlflow.parentRunId": parent_id} if parent_id else {}
                 start = None if began is None else int(1000 * began)
-                parent = self._client.create_run(self._experiment_id, start, below, run_name=name).info.run_id
+                # With its tags from the first moment: a store that dies now must know whose run this is.
+                made = self._client.create_run(self._experiment_id, start, {**below, **_clean(every)}, run_name=name)
+                parent = made.info.run_id
             else:
                 parent = found.info.run_id
                 known = found.data.params
                 self._client.update_run(parent, status="RUNNING")
             # A parameter cannot be changed once written: a resumed run keeps its first values.
             flat = {key: value for key, value in flat_text(params).items() if key not in known}
-            self._log(parent, params=flat, tags={**tags, "mlflow.note.content": note})
+            self._log(parent, params=flat, tags=every if found is not None else None)
         return parent
 
     def children(self, parent_id: str) -> dict[str, str]:
@@ -169,11 +173,14 @@ class Tracker:
                             batch.add(name, value, now / 1000, int(row["step"]))
             self._log(run_id, metrics=batch.found)
 
-    def note(self, run_id: str, tags: Mapping[str, Any], numbers: Mapping[str, Any] | None = None) -> None:
-        """Writes tags, and numbers that stand once, of a run."""
+    def note(
+        self, run_id: str, tags: Mapping[str, Any], numbers: Mapping[str, Any] | None = None, when: float | None = None
+    ) -> None:
+        """Writes tags, and numbers that stand once, of a run. when: in seconds since 1970, if not now; what is written again with
+        the same time stays one point."""
         if run_id:
             with self._guard("tags of a run were not recorded"):
-                values = Values(int(1000 * time.time()))
+                values = Values(int(1000 * (time.time() if when is None else when)))
                 for name, value in (numbers or {}).items():
                     values.add(name, value, 0.0, 0)
                 self._log(run_id, tags=tags, metrics=values.found)
@@ -377,10 +384,9 @@ class Tracker:
     ) -> None:
         from mlflow.entities import Metric, Param, RunTag
 
-        clean = {store_key(key): str(value)[:NOTE_LIMIT] for key, value in (tags or {}).items() if value is not None}
         parts = itertools.zip_longest(
             _chunks([Param(key, value) for key, value in (params or {}).items()], _PARAMS_PER_BATCH),
-            _chunks([RunTag(key, value) for key, value in clean.items()], _PARAMS_PER_BATCH),
+            _chunks([RunTag(key, value) for key, value in _clean(tags or {}).items()], _PARAMS_PER_BATCH),
             _chunks([Metric(*each) for each in metrics], _METRICS_PER_BATCH),
             fillvalue=(),
         )
@@ -409,6 +415,10 @@ def client_of(uri: str) -> Any:
         # Failures are told in `problems`; a traceback on the terminal would tell them a second time.
         logging.getLogger(name).setLevel(logging.CRITICAL)
     return MlflowClient(tracking_uri=uri)
+
+
+def _clean(tags: Mapping[str, Any]) -> dict[str, str]:
+    return {store_key(key): str(value)[:NOTE_LIMIT] for key, value in tags.items() if value is not None}
 
 
 def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:

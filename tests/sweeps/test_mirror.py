@@ -4,41 +4,19 @@ import contextlib
 from pathlib import Path
 
 import pytest
-from optuna.trial import TrialState
 
 from routelab.training.config import resolve
 from routelab.training.tracking import Tracker
 from routers.errors import UsageError
 from sweeps.mirror import Mirror, trial_name
-from sweeps.storage import Heart, worker_id
 from sweeps.sweep import Sweep
-from sweeps.trial import Outcome
-from sweeps.worker import claim, tell, work
+from sweeps.worker import work
 
 mlflow = pytest.importorskip("mlflow")
 
 
 def store() -> str:
     return f"sqlite:///{Path('results/mlflow.db').absolute()}"
-
-
-@pytest.fixture
-def swept(words):
-    sweep = Sweep(
-        resolve([word for word in words("trials=3", "arms=[switch]") if "tracking" not in word] + [f"tracking.uri={store()}"])
-    )
-    studies = sweep.open()
-    work(sweep, studies)
-    # One that was pruned and one that failed, told as a worker tells them.
-    for outcome in (
-        Outcome(TrialState.PRUNED, error="pruned at rung 1 of 4", spent={"flops": 1.0}),
-        Outcome(TrialState.FAIL, error="the training loss was nan at step 3"),
-    ):
-        object.__setattr__(studies.arms[0], "target", 9)
-        taken = claim(sweep, studies, worker_id(), Heart(studies.store, worker_id()))
-        assert taken is not None
-        tell(studies, taken, outcome, worker_id())
-    return sweep, studies
 
 
 def runs():
@@ -52,7 +30,7 @@ def kinds(found):
 
 
 def test_study_arm_trial_and_seed_are_nested_and_their_ends_told_apart(swept):
-    sweep, studies = swept
+    sweep, studies = swept(store())
     mirror = Mirror(sweep, studies)
     assert mirror.look()
     mirror.close("FINISHED")
@@ -66,7 +44,7 @@ def test_study_arm_trial_and_seed_are_nested_and_their_ends_told_apart(swept):
     for run in found.values():
         parent = found.get(run.data.tags.get("mlflow.parentRunId", ""))
         names[run.info.run_name] = parent.info.run_name if parent else None
-    assert names["switch"] in ("mine", "switch")  # the arm, and the trial with its usual settings
+    assert names["switch"] in ("mine: tuning", "switch")  # the arm, and the trial with its usual settings
     assert names["switch-cf1"] == "switch"
     assert names["switch-cf1-s0"] == "switch-cf1"
     trial = next(run for run in found.values() if run.info.run_name == "switch-cf1")
@@ -92,7 +70,7 @@ def test_study_arm_trial_and_seed_are_nested_and_their_ends_told_apart(swept):
 
 
 def test_a_server_that_is_away_is_tried_again_and_nothing_is_lost(swept, monkeypatch):
-    sweep, studies = swept
+    sweep, studies = swept(store())
     mirror = Mirror(sweep, studies)
     with monkeypatch.context() as away:
         away.setattr(Tracker, "open", lambda self: (_ for _ in ()).throw(UsageError("tracking.uri does not answer")))

@@ -8,11 +8,10 @@ import pytest
 
 from routelab.cli.app import app, guarded
 from routelab.training.config import resolve
-from routers.errors import UsageError
 from sweeps import sweep as module
 from sweeps.storage import open_store
 from sweeps.studies import Studies, find
-from sweeps.sweep import Sweep, open_sweep
+from sweeps.sweep import Sweep
 
 JOURNAL = Path("results/mine/study.journal")
 
@@ -43,14 +42,16 @@ def test_a_study_of_another_sweep_is_left_alone(words, capsys, more, message):
     assert JOURNAL.read_bytes() == before
 
 
-def test_two_workers_with_different_code_do_not_share_a_study(words, monkeypatch):
-    studies = Sweep(resolve(words("trials=2"))).open()
+@pytest.mark.parametrize("command", [["run"], ["worker", "mine"], ["resume", "mine"]])
+def test_two_workers_with_different_code_do_not_share_a_study(words, capsys, monkeypatch, command):
+    Sweep(resolve(words("trials=2"))).open()
     before = JOURNAL.read_bytes()
     monkeypatch.setattr(module, "code_digest", lambda specs: "0123456789ab")
-    with pytest.raises(
-        UsageError, match=r"was begun with code .*, and here is code 0123456789ab on torch .*; run the same version"
-    ):
-        open_sweep(studies)
+    code, text = said(capsys, "sweep", *command, *(words("trials=2") if command == ["run"] else []))
+    assert code == 2
+    assert "study='mine' was begun with code " in text
+    assert "and here is code 0123456789ab on torch " in text
+    assert len(text.strip().splitlines()) == 1
     assert JOURNAL.read_bytes() == before
 
 

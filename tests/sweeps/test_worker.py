@@ -249,26 +249,29 @@ def test_the_median_prunes_what_is_worse_at_equal_flops(words):
 
 def test_several_objectives_prune_against_the_front(words):
     search = [
-        "search.optimizer.lr=[0.01,1.0e-07]",
+        "search.optimizer.lr=[0.01,0.003,1.0e-07]",
         "search.backbone.depth=[1,2]",
-        "sampler=grid",
-        "match.on=none",
-        "arms=[dense]",
+        "backbone.depth=3",
+        "search.optimizer.weight_decay=0.01",
     ]
-    prune = [
-        "objectives=[loss,flops]",
-        "pruner.name=median",
-        "pruner.startup=2",
-        "budget.steps=40",
-        "optimizer.schedule=constant",
-    ]
-    sweep, studies = begun(words(*search, *prune))
-    work(sweep, studies)
-    trials = {(t.params["optimizer.lr"], t.params["backbone.depth"]): t for t in studies.arms[0].trials()}
-    assert {t.state for t in trials.values()} <= {TrialState.COMPLETE, TrialState.PRUNED}
-    # Nothing is cheaper than the small one that learns, and nothing better at its price: it is never pruned.
-    assert trials[0.01, 1].state is TrialState.COMPLETE
-    assert all("rungs" in t.user_attrs for t in trials.values())
+    prune = ["objectives=[loss,flops]", "pruner.name=median", "pruner.startup=2", "optimizer.schedule=constant"]
+    sweep, studies = begun(
+        words(*search, *prune, "sampler=random", "match.on=none", "arms=[dense]", "budget.steps=40", "trials=3")
+    )
+    study = studies.arms[0].study
+    tried = [(0.01, 2), (0.003, 2), (1e-7, 1), (1e-7, 2)]
+    for rate, depth in tried:
+        study.enqueue_trial({"optimizer.lr": rate, "backbone.depth": depth})
+    # The fourth comes on top of the three that are asked for.
+    object.__setattr__(studies.arms[0], "target", 4)
+    asked = iter([False] * 4)
+    work(sweep, studies, lambda: next(asked, True))
+    found = studies.arms[0].trials()
+    assert [(t.params["optimizer.lr"], t.params["backbone.depth"]) for t in found] == tried
+    # The third learns nothing, but is the cheapest: nothing dominates it. The fourth is worse than it, and dearer.
+    assert [t.state.name for t in found] == ["COMPLETE", "COMPLETE", "COMPLETE", "PRUNED"]
+    assert all("rungs" in t.user_attrs for t in found)
+    assert found[3].user_attrs["spent"]["flops"] < found[1].user_attrs["spent"]["flops"]
 
 
 def test_the_values_of_a_trial_are_means_over_its_seeds(words):

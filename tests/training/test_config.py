@@ -72,6 +72,11 @@ def test_a_later_budget_replaces_an_earlier_one(tmp_path):
     assert any(line.startswith("optimizer.clip") and line.endswith("# default") for line in shown)
 
 
+def test_an_unquoted_on_is_a_key_whatever_yaml_makes_of_it(tmp_path):
+    (tmp_path / "c.yaml").write_text("match: {on: none}\n")
+    assert resolve(tmp_path / "c.yaml").config.match.on == "none"
+
+
 def test_grids_and_labels():
     config = resolve(
         {"arms": ["dense", {"name": "switch", "capacity_factor": [1.0, 2.0], "label": "switch-cf{capacity_factor}"}]}
