@@ -24,6 +24,7 @@ from routelab.training.store import is_server
 from routelab.training.tracking import Tracker
 from routers.errors import UsageError
 from sweeps.pictures import pictures
+from sweeps.space import in_words
 from sweeps.studies import ArmStudy, Studies, best_trials, settings_of
 from sweeps.sweep import Sweep, SweepArm
 from sweeps.trial import POINTS
@@ -157,7 +158,8 @@ class Mirror:
             key = f"arm {arm.label}"
             self._arms[arm.label] = tracker.start_parent(
                 arm.label,
-                {"arm": arm.label, **{name: repr(each) for name, each in arm.dimensions.items()}},
+                # Not under the names themselves, whose columns hold the trials' numbers.
+                {"arm": arm.label, **{f"search.{name}": in_words(each) for name, each in arm.dimensions.items()}},
                 {_SWEEP: name, _TRIAL: key, "routelab.kind": "arm"},
                 f"Trials of {arm.label}: {', '.join(arm.dimensions)}.",
                 run_id=found.get(key, ("", ""))[0],

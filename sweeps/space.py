@@ -263,6 +263,15 @@ def points(distribution: BaseDistribution) -> list[Any] | None:
     return [distribution.low + i * distribution.step for i in range(count)]
 
 
+def in_words(distribution: BaseDistribution) -> str:
+    """What a reader is told of a distribution: `2, 4`, or `0.0001 to 0.03, log`."""
+    if isinstance(distribution, CategoricalDistribution):
+        return ", ".join(map(str, distribution.choices))
+    assert isinstance(distribution, (IntDistribution, FloatDistribution))
+    step = f", step {distribution.step:g}" if distribution.step not in (None, 1) else ""
+    return f"{distribution.low:g} to {distribution.high:g}{', log' if distribution.log else ''}{step}"
+
+
 def _first(distribution: BaseDistribution) -> Any:
     if isinstance(distribution, CategoricalDistribution):
         return distribution.choices[0]

@@ -47,6 +47,9 @@ def test_study_arm_trial_and_seed_are_nested_and_their_ends_told_apart(swept):
     assert names["switch"] in ("mine: tuning", "switch")  # the arm, and the trial with its usual settings
     assert names["switch-cf1"] == "switch"
     assert names["switch-cf1-s0"] == "switch-cf1"
+    arm = next(run for run in found.values() if run.data.tags.get("routelab.kind") == "arm")
+    assert arm.data.params["search.optimizer.lr"] == "0.0001 to 0.03, log"
+    assert arm.data.params["search.experts.count"] == "4, 8, 16"
     trial = next(run for run in found.values() if run.info.run_name == "switch-cf1")
     assert trial.data.params["router.capacity_factor"] == "1.0"
     assert trial.data.metrics["objective/loss"] == studies.arms[0].trials()[1].values[0]
@@ -79,12 +82,12 @@ def test_a_server_that_is_away_is_tried_again_and_nothing_is_lost(swept, monkeyp
     # It comes back, and dies in the middle of a trial.
     whole, left = Tracker.note, iter([True, True])
 
-    def dies(self: Tracker, run_id: str, tags, numbers=None) -> None:
+    def dies(self: Tracker, run_id: str, tags, numbers=None, when=None) -> None:
         if next(left, None) is None:
             with self._guard("tags of a run were not recorded"):
                 raise ConnectionError("gone")
             return
-        whole(self, run_id, tags, numbers)
+        whole(self, run_id, tags, numbers, when)
 
     with monkeypatch.context() as away:
         away.setattr(Tracker, "note", dies)
