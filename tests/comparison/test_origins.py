@@ -227,6 +227,8 @@ def test_wrong_origins_of_a_comparison_are_one_sentence(first, tmp_path):
         plan(resolve(configured(first, "wrong", data={"name": "breast_cancer"}, backbone={"name": "mlp", "d_model": 16})))
     with pytest.raises(UsageError, match=r"did you mean 'init.from'"):
         resolve(["init.form=x"])
+    with pytest.raises(UsageError, match=r"dense-s2' is no folder and no cell"):
+        plan(resolve(configured(first, "wrong", seeds="auto")))  # not when its seed's turn comes
 
 
 def test_upcycled_weights_are_those_of_its_own_seed(first):
