@@ -290,7 +290,16 @@ def _read(path: Path) -> dict[str, Any]:
         raise UsageError(f"configuration file {str(path)!r} must hold keys and values; it holds a {type(tree).__name__}")
     if not tree:
         raise UsageError(f"configuration file {str(path)!r} is empty")
-    return {str(key): value for key, value in tree.items()}
+    return {str(key): value for key, value in _spelled(tree).items()}
+
+
+def _spelled(tree: Any) -> Any:
+    """The same tree with `on` for the key that YAML 1.1 takes for the truth, as in match.on."""
+    if isinstance(tree, list):
+        return [_spelled(part) for part in tree]
+    if not isinstance(tree, dict):
+        return tree
+    return {"on" if key is True else key: _spelled(value) for key, value in tree.items()}
 
 
 def _parse(word: str) -> dict[str, Any]:

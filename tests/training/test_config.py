@@ -1,7 +1,10 @@
 """Wrong words are one sentence each, and every value knows where it came from."""
 
+from pathlib import Path
+
 import pytest
 
+from routelab.reproductions.registry import reproduction_of
 from routelab.training.arms import arm_choices
 from routelab.training.config import resolve
 from routers.errors import UsageError
@@ -168,3 +171,17 @@ def test_a_misspelt_key_of_one_arm_is_named_with_its_neighbour(given, said):
     config = resolve([]).config
     with pytest.raises(UsageError, match=said):
         arm_choices(config, [given])
+
+
+def test_the_key_on_is_a_word_in_yaml(tmp_path):
+    """YAML 1.1 takes it for true."""
+    (tmp_path / "mine.yaml").write_text("match:\n  on: none\narms: [{name: dense, match: {on: 1}}]\n")
+    config = resolve(tmp_path / "mine.yaml").config
+    assert config.match.on == "none"
+    assert config.arms[0]["match"] == {"on": 1}
+
+
+def test_every_configuration_can_be_read():
+    for path in sorted((Path(__file__).parents[2] / "configs").glob("*.yaml")):
+        if reproduction_of([str(path)]) is None:
+            resolve(path)
