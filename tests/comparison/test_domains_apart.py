@@ -1,0 +1,83 @@
+"""Losses by domain: in records, tables and summary, and their mean is the loss."""
+
+import csv
+import math
+
+import pytest
+import torch
+
+from baselines.contract import Flops, Prediction
+from baselines.quality import close_look, close_sums
+from baselines.task import Batch, Task
+from routelab.backbones.contract import InputSpec
+from routelab.comparison.domains import domains_of
+from routelab.comparison.report import write_report
+from routelab.comparison.summary import summarise, write_domains
+
+
+def record(arm, seed, losses):
+    by_domain = {name: {"loss": loss, "bits_per_byte": loss / math.log(2)} for name, loss in losses.items()}
+    mean = sum(losses.values()) / len(losses)
+    return {
+        "arm": arm, "seed": seed, "data": "toy", "metric": "bits_per_byte", "status": "ok", "curve": [],
+        "test": {"loss": mean, "bits_per_byte": mean / math.log(2)}, "by_domain": by_domain, "flops_model": 1.0,
+    }  # fmt: skip
+
+
+RECORDS = [
+    record("dense", 0, {"a": 2.0, "b": 1.0}),
+    record("dense", 1, {"a": 2.2, "b": 1.1}),
+    record("mine", 0, {"a": 1.0, "b": 1.0}),
+    record("mine", 1, {"a": 1.1, "b": 1.1}),
+    {**record("mine", 2, {"a": 9.0, "b": 9.0}), "status": "failed"},
+]
+
+
+def test_differences_are_paired_domain_by_domain():
+    found = domains_of(RECORDS, "mine", "dense", 0.05)
+    assert found["a"]["loss"]["mean"] == pytest.approx(1.05)
+    assert found["a"]["difference"]["mean"] == pytest.approx(math.log(0.5))
+    assert found["a"]["difference"]["low"] == pytest.approx(math.log(0.5))  # the same with both seeds
+    assert found["b"]["difference"]["mean"] == pytest.approx(0.0)
+    assert found["a"]["difference"]["n"] == 2
+    assert domains_of(RECORDS, "dense", "dense", 0.05)["a"]["difference"] is None
+    assert domains_of([{**each, "by_domain": {}} for each in RECORDS], "mine", "dense", 0.05) == {}
+
+
+def test_a_row_for_each_arm_seed_and_domain(tmp_path):
+    write_domains(tmp_path / "domains.csv", RECORDS)
+    rows = list(csv.DictReader((tmp_path / "domains.csv").open()))
+    assert list(rows[0]) == ["arm", "seed", "domain", "test_loss", "bits_per_byte"]
+    assert [(row["arm"], row["seed"], row["domain"], float(row["test_loss"])) for row in rows[:2]] == [
+        ("dense", "0", "a", 2.0),
+        ("dense", "0", "b", 1.0),
+    ]
+    assert len(rows) == 10
+    write_domains(tmp_path / "none.csv", [{**each, "by_domain": {}} for each in RECORDS])
+    assert not (tmp_path / "none.csv").exists()
+
+
+def test_the_report_has_a_table_of_domains(tmp_path):
+    summary = summarise("toy", RECORDS, ["dense", "mine"], "dense")
+    write_report(tmp_path / "report.html", summary, RECORDS, figures=False)
+    page = (tmp_path / "report.html").read_text()
+    assert "<h2>By domain</h2>" in page
+    assert "1.05 -50.0% [-50.0, -50.0]" in page
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_the_mean_over_domains_is_the_loss(parts):
+    task = Task("toy", "language", InputSpec("text", (5,), vocab_size=7), 7, domains=3)
+    random = torch.Generator().manual_seed(0)
+    outputs, targets = torch.randn(9, 5, 7, generator=random), torch.randint(7, (9, 5), generator=random)
+    domain = torch.tensor([0, 1, 0, 0, 1, 0, 0, 1, 0])  # none of the third
+    sums = {}
+    for index in torch.arange(9).tensor_split(parts):
+        batch = Batch(targets[index], targets[index], domain=domain[index])
+        for name, value in close_sums(task, Prediction(outputs[index], Flops(0, 0)), batch).items():
+            sums[name] = sums.get(name, 0.0) + value
+    found = close_look(task, sums, ("a", "b", "c"))["by_domain"]
+    assert list(found) == ["a", "b"]
+    mean = (6 * found["a"]["loss"] + 3 * found["b"]["loss"]) / 9
+    assert mean == pytest.approx(float(task.loss(outputs, targets).mean()), rel=1e-6)
+    assert found["a"]["loss"] == pytest.approx(float(task.loss(outputs, targets)[domain == 0].mean()), rel=1e-6)
