@@ -26,7 +26,7 @@ from experts.offload import ExpertFile, Offloaded, write_experts
 from experts.zero_compute import split
 from routelab.analysis.observe import rerouted
 from routelab.analysis.runs import TrainedRun
-from routelab.analysis.trace import by_batch, fewest_misses, misses_of, shuffled, trace_of
+from routelab.analysis.trace import by_batch, fewest_misses, in_use, misses_of, shuffled, trace_of
 from routelab.backbones.attention import KeyValues
 from routelab.backbones.decoder import Decoder
 from routelab.comparison.statistics import Interval, mean_interval, median_interval
@@ -114,6 +114,7 @@ def serve_cost(
             "needs_all": all(bool(each.all()) for each in chosen),
             "layers": len(layers),
             "experts": file.experts,
+            "in_use": float(np.mean([in_use(each) for each in chosen])),
             "units": len(file.units),
             "unit_bytes": file.unit_bytes,
             "expert_bytes": experts,

@@ -69,21 +69,24 @@ def batches_of(found: Sequence[Found]) -> list[int]:
     return sorted(set.intersection(*({row["batch"] for row in each["rows"]} for each in found)))
 
 
-ABOUT = ("run", "read at once", "bytes", "of them", "the rest", "served", "loss")
+ABOUT = ("run", "read at once", "bytes", "of them", "in use", "the rest", "served", "loss")
 """Columns of `about_rows`."""
 
 
 def about_rows(found: Sequence[Found]) -> list[list[str]]:
-    """What each run is: the unit that is read, its bytes, how many there are, the bytes that are always in memory, how it is served,
-    and its loss when it is."""
+    """What each run is: the unit that is read, its bytes, how many there are, how many equally loaded experts of a layer its load
+    amounts to, the bytes that are always in memory, how it is served, and its loss when it is."""
     rows = []
     for name, each in zip(names_of(found), found, strict=True):
         served = "whole examples" if each["mode"] == "pass" else f"decoded after {each['prompt']}"
         if each["per_text"]:
             served += ", which choose"
         unit = each["unit"] if each["unit"] == "expert" else "an expert of all layers"
-        rows.append([name, unit, amount(each["unit_bytes"]), str(each["units"]), amount(each["other_bytes"]), served,
-                     interval(each["loss"], 4)])  # fmt: skip
+        used = f"{short(each['in_use'])} of {each['experts']}"
+        rows.append([
+            name, unit, amount(each["unit_bytes"]), str(each["units"]), used, amount(each["other_bytes"]), served,
+            interval(each["loss"], 4),
+        ])  # fmt: skip
     return rows
 
 
@@ -98,10 +101,11 @@ def batch_rows(found: Sequence[Found], batch: int) -> list[list[str]]:
         for name, each in zip(names_of(found), found, strict=True):
             row = row_at(each, batch, share)
             rows.append([
-                name, f"{row['resident']} of {each['units']} ({row['resident_share']:.0%})",
+                name, f"{row['resident']} of {each['units']}, {amount(row['resident_bytes'])}",
                 interval(row["bytes_per_token"], 3, amount), interval(row["hit_rate"], 3, percent),
                 percent(row["chance"]), percent(row["optimum"]),
-                short(row.get("milliseconds")), short(row.get("milliseconds_p95")), interval(row.get("ratio"), 3), interval(row.get("work_ratio"), 3),
+                short(row.get("milliseconds")), short(row.get("milliseconds_p95")), interval(row.get("ratio"), 3),
+                interval(row.get("work_ratio"), 3),
             ])  # fmt: skip
     return rows
 

@@ -77,6 +77,13 @@ def shuffled(chosen: Sequence[Array], prompt: int, together: bool, seed: int) ->
     return out
 
 
+def in_use(chosen_NSE: Array) -> float:
+    """As many equally loaded experts as the load of one layer amounts to: exp of its entropy. 1 where one expert gets all."""
+    load = chosen_NSE.sum((0, 1)) / max(1, chosen_NSE.sum())
+    taken = load[load > 0]
+    return float(np.exp(-(taken * np.log(taken)).sum()))
+
+
 @dataclass(frozen=True)
 class Replay:
     """misses: units read for each request. accesses: the unit of every single access in its order, and the request it is of."""

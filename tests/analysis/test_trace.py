@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experts.offload import Recent
-from routelab.analysis.trace import by_batch, fewest_misses, misses_of, optimum, replay, shuffled, trace_of
+from routelab.analysis.trace import by_batch, fewest_misses, in_use, misses_of, optimum, replay, shuffled, trace_of
 
 ONE_BY_ONE = [0, 1, 2, 0, 3, 0, 1]
 
@@ -127,6 +127,13 @@ def test_layers_with_slots_of_their_own():
     assert read.tolist() == [0, 1, 0, 0, 1, 0, 0, 1, 0, 0, 0, 1]
     assert fewest_misses(trace, 1, [0, 2, 1, 3], per_layer=True).sum() <= read.sum()
     assert not misses_of(trace, 2, [0, 2, 1, 3], per_layer=True).any()
+
+
+def test_experts_in_use_by_hand():
+    """Loads of 1/3 and 2/3 amount to 3 / 4^(1/3) experts."""
+    assert in_use(FIRST) == pytest.approx(3 / 4 ** (1 / 3))
+    assert in_use(FIRST[:1, :2]) == 1
+    assert in_use(np.ones((2, 3, 5), dtype=bool)) == pytest.approx(5)
 
 
 def test_chance_has_the_same_load_and_keeps_prompts_apart():
