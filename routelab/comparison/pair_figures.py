@@ -39,6 +39,7 @@ def pairs(summary: Mapping[str, Any], records: Sequence[Record]) -> Drawn | None
     _forest(axes[0], summary, judged)
     place = places(summary)
     for panel, key in zip(axes[1:], shown, strict=True):
+        largest = 0.0
         for row, pair in enumerate(judged):
             ends = [_load(arms[pair[side]], key) for side in ("arm", "against")]
             shade = colour(place[pair["arm"]])
@@ -46,10 +47,10 @@ def pairs(summary: Mapping[str, Any], records: Sequence[Record]) -> Drawn | None
                 panel.plot(ends, [row, row], color=shade, linewidth=1)
             for end, filled in zip(ends, ("full", "none"), strict=True):
                 if end is not None:
-                    panel.plot([end], [row], "o", color=shade, fillstyle=filled, markersize=7)
+                    panel.plot([end], [row], "o", color=shade, fillstyle=filled, markersize=7, clip_on=False)
+                    largest = max(largest, end)
         panel.set_xlabel(_SIDES[key].removesuffix(" in training"))
-        panel.set_xlim(left=0)
-        panel.margins(x=0.15)
+        panel.set_xlim(0, 1.15 * largest or 1.0)
     for panel in axes:
         panel.grid(True, alpha=0.2)
         panel.spines[["top", "right"]].set_visible(False)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _WIDE = 8
-"""Values that span more than this factor stand on a logarithmic axis."""
+"""Values that span this factor, or more, stand on a logarithmic axis."""
 
 _GREY = "#7d838a"
 
@@ -148,7 +148,7 @@ def _finish(axes: Axes, where: Mapping[tuple[str, ...], float], options: Sequenc
     drawn = np.concatenate([np.asarray(line.get_ydata(), dtype=float) for line in axes.get_lines()] or [np.zeros(0)])
     if log and drawn.size:
         log_axis(axes.yaxis, drawn.tolist())
-    if max(x) > _WIDE * min(x) > 0:
+    if max(x) >= _WIDE * min(x) > 0:
         axes.set_xscale("log")
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_minor_formatter(NullFormatter())
