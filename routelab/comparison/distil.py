@@ -26,7 +26,7 @@ ALONE, DISTILLED, EQUAL_STEPS = "data-alone", "distilled", "data-alone-equal-ste
 _OWN = {"into": "dense", "temperature": 2.0, "weight": 0.5}
 """Words of the command that are no keys of a configuration."""
 
-_SET_HERE = ("arm", "arms", "match.on", "match.reference", "init", "dense_ladder", "budget_ladder", "isoflop")
+_SET_HERE = ("arm", "arms", "match.on", "match.reference", "init", "dense_ladder", "budget_ladder", "dense_budgets", "isoflop")
 
 
 def distillation(run: str, words: Sequence[str], plugins: Sequence[str] = ()) -> Resolved:

@@ -58,8 +58,10 @@ def rows_of(config: Config, data: DataSet, choices: Sequence[ArmChoice]) -> tupl
                 # In an IsoFLOP grid every arm has every size: it is matched to the rung instead of to the reference.
                 arms = [rung, *(choice for choice in choices if choice is not reference)] if iso else [rung]
                 sized.append((size, match_arms(arms, data.task, replace(config.match, reference=rung.label))))
+    if config.dense_budgets and reference is None:
+        raise UsageError(f"dense_budgets={config.dense_budgets} needs the reference {config.match.reference!r} among the arms")
     rows = []
-    for share in dict.fromkeys([1.0, *shares]):
+    for share in dict.fromkeys([1.0, *shares, *config.dense_budgets]):
         # Where all sizes are to spend the same, it is FLOPs that they spend.
         whole = Budget(flops=_total(config, main, reference, data)) if iso else config.budget
         for size, matched in sized:
@@ -67,6 +69,8 @@ def rows_of(config: Config, data: DataSet, choices: Sequence[ArmChoice]) -> tupl
                 name = (
                     reference.label if reference and each.choice.label == _sized(reference.label, size) else each.choice.label
                 )
+                if share not in (1.0, *shares) and reference and name != reference.label:
+                    continue
                 label = _sized(name, size) + (f" b{share:g}" if share != 1.0 else "")
                 labelled = replace(each, choice=replace(each.choice, label=label))
                 rows.append(Row(label, labelled, name, whole.times(share * each.choice.times), size, share))

@@ -117,7 +117,8 @@ class Config:
     """Everything a comparison or a run can be told. The defaults are the quickstart.
 
     dense_ladder: the dense reference's feed-forward at these multiples of its width, for a frontier of dense models.
-    budget_ladder: shares of the budget that everything is trained with as well, each with a schedule of its own. isoflop: every
+    budget_ladder: shares of the budget that everything is trained with as well, each with a schedule of its own. dense_budgets:
+    shares that only the dense models are trained with, which is what an arm's leverage at its own loss needs. isoflop: every
     arm at every size of the ladder, all with the same training FLOPs.
 
     init: `from`, a run whose weights every arm begins from (`{seed}` in its name is the run's seed), null = none. `take`: "flops"
@@ -155,6 +156,7 @@ class Config:
     match: Match = field(default_factory=Match)
     dense_ladder: list[float] = field(default_factory=list)
     budget_ladder: list[float] = field(default_factory=list)
+    dense_budgets: list[float] = field(default_factory=list)
     isoflop: bool = False
     verdict: Verdict = field(default_factory=Verdict)
     optimizer: Optimizer = field(default_factory=Optimizer)
@@ -367,7 +369,8 @@ def _check_values(config: Config) -> None:
         "trainer.batch_size": config.trainer.batch_size, "trainer.accumulate": config.trainer.accumulate,
         "trainer.checks": config.trainer.checks, "trainer.devices": config.trainer.devices,
         "match.tolerance": config.match.tolerance, "verdict.margin": config.verdict.margin,
-        **{f"{name}[{i}]": value for name in ("dense_ladder", "budget_ladder") for i, value in enumerate(getattr(config, name))},
+        **{f"{name}[{i}]": value for name in ("dense_ladder", "budget_ladder", "dense_budgets")
+           for i, value in enumerate(getattr(config, name))},
     }  # fmt: skip
     for name, number in positive.items():
         if not 0 < number < math.inf:

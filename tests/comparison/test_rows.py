@@ -53,6 +53,16 @@ def test_budget_ladder(tmp_path):
     assert len({job.key for job in ready.jobs}) == 12
 
 
+def test_dense_budgets_are_of_the_dense_models_alone(tmp_path):
+    rows = planned(tmp_path, "dense_ladder=[0.5,1]", "dense_budgets=[0.5,2]", "budget_ladder=[0.25]").rows
+    shares = {(row.arm, row.size): [] for row in rows}
+    for row in rows:
+        shares[row.arm, row.size].append(row.share)
+    assert shares[("dense", 1.0)] == shares[("dense", 0.5)] == [1.0, 0.25, 0.5, 2.0]
+    assert all(found == [1.0, 0.25] for (arm, _), found in shares.items() if arm != "dense")
+    assert len(shares) > 2
+
+
 def test_isoflop_grid_spends_the_same_at_every_size(tmp_path):
     ready = planned(tmp_path, "isoflop=true", "dense_ladder=[0.5,1,2]", "budget_ladder=[0.5,1]")
     assert len(ready.rows) == 2 * 3 * 2
