@@ -22,6 +22,7 @@ config=$1 study=$2
 shift 2
 : "${ROUTELAB_STORAGE:?set it to postgresql://USER@HOST/DATABASE; the password belongs into ~/.pgpass}"
 
+trap 'if [ -n "${!:-}" ]; then kill -TERM "$!"; else exit 143; fi' TERM INT
 # In the foreground bash would hear the signal only when the sweep is over.
 routelab sweep run "$config" --tune-only \
   study="$study" \
@@ -31,7 +32,6 @@ routelab sweep run "$config" --tune-only \
   workers="${SLURM_GPUS_ON_NODE:-1}" \
   "$@" &
 sweep=$!
-trap 'kill -TERM "$sweep"' TERM INT
 status=0
 wait "$sweep" || status=$?
 # A trapped signal ends the first wait; the second one is for the sweep's own end.

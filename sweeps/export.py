@@ -32,18 +32,23 @@ def rows(studies: Studies) -> list[dict[str, Any]]:
 
 def export(studies: Studies, folder: Path) -> list[Path]:
     """Write trials.csv and, once an arm has a complete trial, best.yaml, a configuration for `routelab compare`."""
+    paths = [folder / "trials.csv"]
+    write_text(paths[0], as_csv(studies))
+    if any(best_trials(arm.trials()) for arm in studies.arms):
+        paths.append(folder / "best.yaml")
+        write_text(paths[1], best_yaml(studies))
+    return paths
+
+
+def as_csv(studies: Studies) -> str:
+    """The rows as a table with a header."""
     table = rows(studies)
     columns = list(dict.fromkeys(key for row in table for key in row if key != "error"))
     text = io.StringIO()
     writer = csv.DictWriter(text, [*columns, "error"], lineterminator="\n", restval="")
     writer.writeheader()
     writer.writerows(table)
-    paths = [folder / "trials.csv"]
-    write_text(paths[0], text.getvalue())
-    if any(best_trials(arm.trials()) for arm in studies.arms):
-        paths.append(folder / "best.yaml")
-        write_text(paths[1], best_yaml(studies))
-    return paths
+    return text.getvalue()
 
 
 def best_yaml(studies: Studies) -> str:

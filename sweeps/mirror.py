@@ -19,13 +19,15 @@ from filelock import FileLock, Timeout
 from optuna.trial import FrozenTrial, TrialState
 
 from routelab.training.config import flatten
-from routelab.training.record import finite, provenance, read_json
+from routelab.training.record import finite, plain, provenance, read_json
 from routelab.training.store import is_server
 from routelab.training.tracking import Tracker
 from routers.errors import UsageError
+from sweeps.bought import tuning
+from sweeps.export import as_csv, importance
 from sweeps.pictures import pictures
 from sweeps.space import in_words
-from sweeps.studies import ArmStudy, Studies, best_trials, settings_of
+from sweeps.studies import ArmStudy, Studies, best_trials, plain_best, settings_of
 from sweeps.sweep import Sweep, SweepArm
 from sweeps.trial import POINTS
 
@@ -263,7 +265,7 @@ class Mirror:
         self._seeds[at] = "done"
 
     def _summary(self) -> None:
-        """What the study and its arms say as a whole: best so far against tuning FLOPs, the best settings, pictures."""
+        """What the study and its arms say as a whole: best so far against tuning FLOPs, the best settings, tables, pictures."""
         for arm in self._studies.arms:
             run = self._arms.get(arm.label, "")
             self._tracker.log_numbers(run, _progress(arm))
@@ -280,6 +282,9 @@ class Mirror:
             self._tracker.problems.append(f"the pictures of {self._sweep.name} were not drawn: {type(error).__name__}: {error}")
             return
         self._tracker.log_artifacts(self._study, drawn)
+        whole = {"best": plain_best(self._studies), "importance": importance(self._studies), "tuning": tuning(self._studies)}
+        self._tracker.log_text(self._study, json.dumps(plain(whole), indent=1), "summary.json")
+        self._tracker.log_text(self._study, as_csv(self._studies), "trials.csv")
 
 
 def _seconds(when: datetime | None) -> float | None:

@@ -1,6 +1,7 @@
 """A sweep in MLflow, without and with a server that is away. Importing MLflow and making its tables is most of the time."""
 
 import contextlib
+import json
 from pathlib import Path
 
 import pytest
@@ -63,7 +64,9 @@ def test_study_arm_trial_and_seed_are_nested_and_their_ends_told_apart(swept):
     assert "nan at step 3" in failed.data.tags["mlflow.note.content"]
     study = next(run for run in found.values() if run.data.tags.get("routelab.kind") == "study")
     listed = [file.path for file in mlflow.MlflowClient(store()).list_artifacts(study.info.run_id)]
-    assert {"history-switch.png", "expected-best.png"} <= set(listed)
+    assert {"history-switch.png", "importance-switch.png", "expected-best.png", "trials.csv", "summary.json"} <= set(listed)
+    place = mlflow.MlflowClient(store()).download_artifacts(study.info.run_id, "summary.json")
+    assert json.loads(Path(place).read_text())["tuning"]["switch"]["complete"] == 3
 
     # Whoever looks again adds nothing.
     again = Mirror(sweep, studies)

@@ -17,6 +17,7 @@ from routelab.training.module import Observer
 from routers.registry import register_router
 from routers.switch import Switch
 from sweeps import worker as module
+from sweeps.pictures import pictures
 from sweeps.space import Settings
 from sweeps.storage import Heart, Journal, worker_id
 from sweeps.studies import Studies, worker_of
@@ -205,6 +206,8 @@ def test_several_objectives_leave_a_front(words, monkeypatch, sampler):
     best = {trial.number for trial in studies.arms[0].study.best_trials}
     assert set(studies.status()["arms"]["dense"]["front"]) == best
     assert all(len(trial.values) == 2 for trial in trials)
+    drawn = {path.name for path in pictures(studies, sweep.output)}
+    assert drawn == {"expected-best.png", "history-dense.png", "importance-dense.png", "front-dense.png"}
 
 
 def test_a_grid_tries_every_point_once(words, monkeypatch):
