@@ -75,7 +75,7 @@ class ExpertFile:
     """The experts of several banks in one safetensors file, mapped into memory; a unit is one contiguous piece of it.
 
     `unit(layer, expert)`: the number of the unit that holds an expert. `whole_model`: units are the experts of one number in
-    all layers. `unit_bytes`: of each unit, in bytes, all alike. `bytes_read` counts what `read` copied from the map. The kernel
+    all layers. `unit_bytes`: of each unit, in bytes, all alike. `bytes_read` counts what `read` has copied from the map. The kernel
     may hold pages of the file in memory by itself (the page cache), in which case no disk is read; cold: it is told to drop the
     unit's pages before every read (Linux).
     """
@@ -211,7 +211,6 @@ class Offloaded:
         self.memories = [Recent(slots, file.read) for _ in (layers if per_layer else [None])]
         for number, memory in enumerate(self.memories):
             memory.warm(unit for unit in file.units if not per_layer or unit // file.experts == number)
-        file.bytes_read = 0
         self.banks = [DiskBank(layer.experts, self._fetch(number)) for number, layer in enumerate(layers)]
 
     @property
@@ -221,7 +220,7 @@ class Offloaded:
 
     @property
     def misses(self) -> int:
-        """Units that were read since the start."""
+        """Units that were read since the memory was filled first."""
         return sum(memory.misses for memory in self.memories)
 
     def _fetch(self, layer: int) -> Callable[[list[int]], Iterator[tuple[int, Mapping[str, Tensor]]]]:

@@ -120,9 +120,10 @@ def _clock_table(found: dict[str, Any]) -> Table:
 
 def serve_cost(runs: list[str], uri: str, output: str | None, examples: int | None, options: Any, as_json: bool) -> None:
     """Serve runs from little memory, one beside the other, and leave numbers, table and figures; as artifacts of each run that was
-    found in MLflow too. options: `routelab.analysis.serving.Options` by name."""
+    found in MLflow too. options: `routelab.analysis.served.Options` by name."""
     from routelab.analysis.runs import open_run
-    from routelab.analysis.serving import Options, check_slots, serve_cost
+    from routelab.analysis.served import Options, check_slots
+    from routelab.analysis.serving import serve_cost
     from routelab.analysis.serving_report import ABOUT, COLUMNS, about_rows, batch_rows, batches_of, sentences, write_serving
     from routelab.comparison.compare import check_writable
     from routelab.training.record import plain
