@@ -14,17 +14,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from baselines.contract import ArmSpec, Flops, Prediction
-from baselines.members import MemberOptions
+from baselines.contract import ArmSpec, Flops, Prediction, StepLoss
+from baselines.members import MemberOptions, member_losses
 from baselines.stagewise import StageWise
 from baselines.task import Batch, Task
 
 
 @dataclass(frozen=True)
 class AdaBoostOptions(MemberOptions):
-    """shrinkage: what every vote is multiplied with (scikit-learn's `learning_rate`)."""
+    """shrinkage: what every vote is multiplied with (scikit-learn's `learning_rate`). resample: whether the examples of a batch
+    are drawn by their weights; False: the batches are everybody's, and the weights multiply the losses."""
 
-    shrinkage: float = 1.0
+    shrinkage: float = 0.25
+    resample: bool = True
 
 
 class AdaBoost(StageWise):
@@ -40,9 +42,13 @@ class AdaBoost(StageWise):
 
     Regression takes AdaBoost.R2 (Drucker 1997) with the linear loss, in scikit-learn's form (`r2`): a member's error is the
     weighted mean of |y - h(x)| over its largest, boosting ends if that is at least 1/2, and the prediction is the median of
-    the members' values by their votes. Weights enter the loss; scikit-learn draws samples by them.
+    the members' values by their votes.
 
-    Options: `members` (8), `base` (dense), `shrinkage` (1.0); see `MemberOptions`. Not for language models.
+    From the second stage on, every batch is drawn by the weights, with replacement, which Schwenk and Bengio (2000, Boosting
+    neural networks) compare with weights in the loss. With those a few examples soon outweigh the rest, hardly one of them lies
+    in a batch, and later members fit nothing; docs/ensembles.md has figures, and where the default shrinkage comes from.
+
+    Options: `members` (8), `base` (dense), `shrinkage` (0.25), `resample` (true); see `MemberOptions`. Not for language models.
     """
 
     options_type = AdaBoostOptions
@@ -70,6 +76,19 @@ class AdaBoost(StageWise):
                 "AdaBoost weighs whole examples by whether they are wrong, and a text has a right and a wrong for every byte; "
                 "ensemble and bagging take every task"
             )
+
+    def prepare(self, train: Batch) -> None:
+        super().prepare(train)
+        self._train = train
+
+    def loss(self, batch: Batch, index: Tensor) -> StepLoss:
+        if self.stage == 0 or not self.options.resample:
+            return super().loss(batch, index)
+        # By torch's generator, which the loop seeds for every step.
+        drawn_B = torch.multinomial(self.omega.value[self.stage], len(index), replacement=True)
+        out = self.members.one(self.current, self._train.select(drawn_B))
+        each_MB = member_losses(self.task, out.values, self._train.targets[drawn_B], False)
+        return StepLoss(each_MB.mean(), out.flops, out.penalties, out.routings)
 
     def finish(self, stage: int, train: Batch) -> Flops | None:
         values, cost = self.outputs_on(train)

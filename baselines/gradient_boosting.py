@@ -26,7 +26,7 @@ LONGEST = 100.0
 class GradientBoostingOptions(MemberOptions):
     """shrinkage: the share of the best step that is taken. subsample: the share of the examples that a stage is shown."""
 
-    shrinkage: float = 0.5
+    shrinkage: float = 0.35
     subsample: float = 1.0
 
 
@@ -40,7 +40,7 @@ class GradientBoosting(StageWise):
 
     Row m of Omega says which examples stage m is shown: all, or a random `subsample` (Friedman 2002).
 
-    Options: `members` (8), `base` (dense), `shrinkage` (0.5), `subsample` (1.0); see `MemberOptions`.
+    Options: `members` (8), `base` (dense), `shrinkage` (0.35), `subsample` (1.0); see `MemberOptions`.
     """
 
     options_type = GradientBoostingOptions

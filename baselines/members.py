@@ -211,8 +211,9 @@ def member_losses(task: Task, values: Tensor, targets: Tensor, apart: bool) -> T
     """Loss (M, B) of every member on every example. values (M, B, ...); targets (B, ...), or (M, B, ...) if `apart`."""
     members, examples = values.shape[:2]
     wanted = targets if apart else targets.expand(members, *targets.shape)
-    if task.kind == "classification":
-        # A softmax over a short last axis takes several times as long as over one before it.
+    if task.kind == "classification" and members > 1:
+        # A softmax over a short last axis takes several times as long as over one before it. One member's is the base arm's,
+        # to the last bit.
         return F.cross_entropy(values.float().mT.contiguous(), wanted, reduction="none")
     return task.loss(values.flatten(0, 1), wanted.flatten(0, 1)).view(members, examples)
 

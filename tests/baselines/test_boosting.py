@@ -134,16 +134,40 @@ def test_the_arm_s_stages_are_scikit_learn_s(case):
     truth, stages = scripts(case)
     Scripted.script, Scripted.seen, Scripted.stage = stages, [], 0
     x = np.arange(N, dtype=float)[:, None]
-    oracle = AdaBoostClassifier(Scripted(), n_estimators=len(stages)).fit(x, truth)
+    oracle = AdaBoostClassifier(Scripted(), n_estimators=len(stages), learning_rate=0.6).fit(x, truth)
     inputs = torch.zeros(N, 3)
     inputs[:, 0] = torch.arange(N)
     train = Batch(inputs, torch.from_numpy(truth))
-    arm = arm_of("adaboost", one_hot(stages), task_of(), train)
+    arm = arm_of("adaboost", one_hot(stages), task_of(), train, shrinkage=0.6)
     kept = len(oracle.estimators_)
     assert int(arm.finished) == kept
     np.testing.assert_allclose(arm.omega.value[: len(Scripted.seen)].numpy() / N, np.stack(Scripted.seen), rtol=1e-5)
     np.testing.assert_allclose(arm.alpha[:kept].numpy(), oracle.estimator_weights_[:kept], rtol=1e-5)
     assert np.array_equal(arm.predict(train).outputs.argmax(-1).numpy(), oracle.predict(x))
+
+
+def test_batches_are_drawn_by_the_weights_or_weighed_by_them():
+    """Weights 0, 1, 3 and 0 of the second stage: drawn, the mean loss of examples 1 and 2, a quarter and three quarters of them,
+    whatever batch was given; weighed, the given batch's."""
+    random = torch.Generator().manual_seed(0)
+    batch = Batch(torch.randn(4, 3, generator=random), torch.arange(4))
+    arms = [make_arm(ArmSpec("adaboost", SMALL, options={"resample": drawn}), task_of(), 0) for drawn in (True, False)]
+    each = task_of().loss(arms[0].members.one(1, batch).values[0], batch.targets).detach()
+    torch.manual_seed(1)
+    found = []
+    for arm in arms:
+        arm.prepare(batch)
+        arm.begin(1)
+        arm.omega.value[1] = torch.tensor([0.0, 1.0, 3.0, 0.0])
+        index = torch.tensor([0, 1] * 2000)
+        found.append(arm.loss(batch.select(index), index))
+    # Four standard errors of 4,000 draws.
+    bound = 4 * float((each[1] - each[2]).abs()) * (0.25 * 0.75 / 4000) ** 0.5
+    drawn, weighed = (loss.task.detach() for loss in found)
+    assert float(drawn) == pytest.approx(float(each[1] + 3 * each[2]) / 4, abs=bound)
+    torch.testing.assert_close(weighed, each[1] / 2)
+    assert found[0].flops == found[1].flops
+    assert bound < 0.2 * abs(float(drawn - weighed))
 
 
 class ScriptedValues(RegressorMixin, BaseEstimator):
