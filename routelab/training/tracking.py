@@ -231,9 +231,9 @@ class Tracker:
             self._live[run.info.run_id] = begun
             run_id = run.info.run_id
         if created and not run_id:
-            # A run without its settings must not look alive.
+            # A run without its settings must not look alive; killed, it is taken up again.
             with contextlib.suppress(Exception):
-                self._client.set_terminated(created, status="FAILED")
+                self._client.set_terminated(created, status="KILLED")
         return run_id
 
     def log_points(self, run_id: str, points: Iterable[Mapping[str, Any]], *, now: bool = False) -> None:
@@ -269,7 +269,7 @@ class Tracker:
         live = self._live.get(run_id)
         if live is None:
             return ""
-        before, written = len(self.problems), False
+        before = len(self.problems)
         self.log_points(run_id, record.get("curve") or [], now=True)
         with self._guard(f"the run {name!r} was not recorded completely"):
             values = totals_of(record, live.start)
@@ -290,14 +290,14 @@ class Tracker:
                 self._client.log_figure(run_id, figure, "load.png", save_kwargs={"dpi": 120})
             if record.get("traceback"):
                 self._client.log_text(run_id, str(record["traceback"]), "traceback.txt")
-            ends = {"ok": "FINISHED", "stopped": "KILLED"} if len(self.problems) == before else {}
-            status = ends.get(str(record.get("status")), "FAILED")
-            self._client.set_terminated(run_id, status=status)
-            written = len(self.problems) == before
+            if len(self.problems) == before:
+                ends = {"ok": "FINISHED", "stopped": "KILLED"}
+                self._client.set_terminated(run_id, status=ends.get(str(record.get("status")), "FAILED"))
+        written = len(self.problems) == before
         if not written:
-            # A half-written run must not look alive, nor finished.
+            # A half-written run must not look alive, nor finished: killed, it is taken up again by whoever tells of it next.
             with contextlib.suppress(Exception):
-                self._client.set_terminated(run_id, status="FAILED")
+                self._client.set_terminated(run_id, status="KILLED")
         del self._live[run_id]
         return run_id if written else ""
 

@@ -240,22 +240,37 @@ def test_a_store_that_dies_is_remembered_and_never_raises(tracker: Tracker, monk
     def fail(*args: object, **options: object) -> None:
         raise OSError("disk full\nsecond line")
 
-    monkeypatch.setattr(tracker._client, "log_batch", fail)
-    assert tracker.log_record(record(), parent, "dense-0") == ""
+    with monkeypatch.context() as broken:
+        broken.setattr(tracker._client, "log_batch", fail)
+        assert tracker.log_record(record(), parent, "dense-0") == ""
     assert len(tracker.problems) == 1
     assert "disk full" in tracker.problems[0]
     assert "\n" not in tracker.problems[0]
     assert tracker.children(parent) == {}
-    assert [run.info.status for run in client(tracker).search_runs([tracker._experiment_id], "tags.routelab.cell != ''")] == [
-        "FAILED"
-    ]
+
+    def cells() -> list[tuple[str, int]]:
+        found = client(tracker).search_runs([tracker._experiment_id], "tags.routelab.cell != ''")
+        return [(run.info.status, len(run.data.params)) for run in found]
+
+    assert cells() == [("KILLED", 0)]
+    # It is taken up again when the store is back, not told a second time.
+    for method in ("log_text", "set_terminated"):
+        with monkeypatch.context() as broken:
+            broken.setattr(tracker._client, method, fail)
+            assert tracker.log_record(record(), parent, "dense-0") == ""
+    assert len(tracker.problems) == 3
+    assert tracker.log_record(record(), parent, "dense-0") != ""
+    ((status, params),) = cells()
+    assert status == "FINISHED"
+    assert params > 0
+    assert len(tracker.children(parent)) == 1
     monkeypatch.setattr(tracker._client, "create_run", fail)
     assert tracker.start_parent("again", {}, {}, "") == ""
     assert tracker.log_record(record(), "", "dense-1") == ""
     tracker.log_artifacts("", ["x"])
     tracker.finish("")
     tracker.log_artifacts(parent, ["/nowhere/x"])
-    assert len(tracker.problems) == 4
+    assert len(tracker.problems) == 6
 
 
 @pytest.mark.slow
