@@ -8,6 +8,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -184,8 +185,8 @@ def _counted(
             "resident": held,
             "resident_bytes": held * file.unit_bytes,
             "resident_share": held / len(file.units),
-            "bytes_per_token": mean_interval((taken / trace.tokens).tolist()).as_dict(),
-            "bytes_per_example": mean_interval(((taken + prompts) / size).tolist()).as_dict(),
+            "bytes_per_token": _bytes(taken / trace.tokens).as_dict(),
+            "bytes_per_example": _bytes((taken + prompts) / size).as_dict(),
             "hit_rate": _rate(taken, asked).as_dict(),
             "optimum": _rate(by_batch(trace, least) * file.unit_bytes, asked).mean,
             "chance": _rate(by_batch(by_chance, drawn) * file.unit_bytes, chance_asked).mean,
@@ -194,5 +195,12 @@ def _counted(
 
 
 def _rate(taken: Array, asked: Array) -> Interval:
-    """The share of the bytes asked for that need not be read, over batches."""
-    return mean_interval((1 - taken / np.maximum(asked, 1)).tolist())
+    """The share of the bytes asked for that need not be read, over batches; at most 1."""
+    found = mean_interval((1 - taken / np.maximum(asked, 1)).tolist())
+    return replace(found, high=min(found.high, 1.0))
+
+
+def _bytes(values: Array) -> Interval:
+    """Their mean over batches; at least 0."""
+    found = mean_interval(values.tolist())
+    return replace(found, low=max(found.low, 0.0))
