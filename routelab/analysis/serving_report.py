@@ -95,11 +95,14 @@ COLUMNS = ("run", "in memory", "bytes/token", "hit rate", "chance", "best", "ms"
 
 
 def batch_rows(found: Sequence[Found], batch: int) -> list[list[str]]:
-    """A row for each run and share in memory."""
-    rows = []
+    """A row for each run and share in memory, and one only where several shares are the same row."""
+    rows, shown = [], set()
     for share in SHARES:
         for name, each in zip(names_of(found), found, strict=True):
             row = row_at(each, batch, share)
+            if (name, row["slots"]) in shown:
+                continue
+            shown.add((name, row["slots"]))
             rows.append([
                 name, f"{row['resident']} of {each['units']}, {amount(row['resident_bytes'])}",
                 interval(row["bytes_per_token"], 3, amount), interval(row["hit_rate"], 3, percent),

@@ -14,7 +14,7 @@ from experts.offload import ExpertFile, Offloaded, write_experts
 from routelab.analysis.runs import TrainedRun
 from routelab.analysis.served import Options
 from routelab.analysis.serving import few, serve_cost, slots_to_try
-from routelab.analysis.serving_report import row_at, sentences
+from routelab.analysis.serving_report import batch_rows, row_at, sentences
 from routelab.cli.app import app, guarded
 from routelab.comparison.single import train
 from routelab.data.contract import load
@@ -118,6 +118,7 @@ def test_plans_that_need_every_expert_say_so(texts, tmp_path):
     assert (found["mode"], found["needs_all"]) == ("pass", True)
     assert rows_of(found, 1)[2]["hit_rate"]["mean"] == rows_of(found, 1)[2]["chance"]
     assert "every token needs every expert of a layer" in sentences([found])[0]
+    assert len(batch_rows([found], 1)) == 1, "one number of slots is one row, whatever shares are shown"
 
 
 def test_images_go_through_at_once(tmp_path):
