@@ -22,7 +22,7 @@ from experts.initialisation import key
 from experts.kinds import kind_named
 from routers.errors import unknown
 
-SPLITS = ("domain", "random")
+SPLITS = ("domain", "random", "none")
 COMBINE = ("oracle", "posterior", "uniform", "weights", "router", "mix")
 MIXED = ("router", "mix")
 """Ways that end in a phase of their own, in which a mixture made of the specialists is trained."""
@@ -33,8 +33,9 @@ PHASES = (SEED, BRANCHES, MIXTURE, DONE)
 
 @dataclass(frozen=True)
 class SpecialistOptions:
-    """split: whose examples a specialist learns from, a domain's or a random part's of equal size. combine: see
-    `Specialists`. seed_share: of the budget, for one network on all data, of which the specialists are then copies.
+    """split: whose examples a specialist learns from: a domain's, a random part's (as many, of equal size), or none = all of
+    them, one network in the phases of the others. combine: see `Specialists`. seed_share: of the budget, for one network on
+    all data, of which the specialists are then copies.
 
     router_share: of the budget, for the mixture that `combine` router and mix end with.
     d_model, hidden: features and feed-forward width of a specialist; None = those of the backbone section. They are what
@@ -92,7 +93,7 @@ class Specialists(Arm):
     def build(self, task: Task, seed: int, *, sizing: bool = False) -> None:
         self.task, self.seed, self.combine = task, seed, self.options.combine
         self._check(task)
-        self.count = task.domains
+        self.count = 1 if self.options.split == "none" else task.domains
         dense, mixed = self._specs()
         # Without memory, and no module of this one's: they know what a network costs.
         self._template = (_network(dense, task, seed, sizing=True),)
@@ -119,13 +120,15 @@ class Specialists(Arm):
                 f"seed_share is {given.seed_share} and router_share {given.router_share}; together they must be below 1, which "
                 f"leaves the specialists a part of the budget"
             )
-        if task.domains < 2:
+        if task.domains < 2 and given.split != "none":
             raise ValueError(
                 f"there is a specialist for every domain of the data, and {task.name!r} has no domains; data sets that have: "
                 f"domains, and hub with data.domain"
             )
-        if self.combine == "oracle" and given.split == "random":
-            raise ValueError("combine is 'oracle' and split 'random'; a new example belongs to no part of a random split")
+        if self.combine == "oracle" and given.split != "domain":
+            raise ValueError(
+                f"combine is 'oracle' and split {given.split!r}; a new example has a domain, but no part by itself"
+            )
         if self.combine == "posterior" and task.kind != "language":
             raise ValueError(
                 f"combine is 'posterior', which weighs specialists by how well they predicted a text so far; "
@@ -162,11 +165,11 @@ class Specialists(Arm):
         return [Stage(name, share, schedule="constant" if name == SEED else None) for name, share in shares.items() if share]
 
     def prepare(self, train: Batch) -> None:
-        if self.options.split == "random":
-            self._part = random_parts(len(train), self.count, self.seed).to(train.inputs.device)
-        else:
+        if self.options.split == "domain":
             assert train.domain is not None
             self._part = train.domain
+        else:
+            self._part = random_parts(len(train), self.count, self.seed).to(train.inputs.device)
 
     def begin(self, stage: int) -> None:
         name = self.stages()[stage].name

@@ -219,6 +219,15 @@ def test_the_seed_phase_is_a_dense_training_that_all_start_from(monkeypatch, dat
         assert all(torch.equal(state[name], alone[name]) for name in alone)
 
 
+def test_one_specialist_on_everything_is_the_dense_arm(data):
+    one = execute(spec("uniform", split="none"), data=data)
+    dense = execute(replace(spec(), arm=ArmSpec("dense", SMALL)), data=data)
+    for name, value in dense.arm.state_dict().items():
+        assert torch.equal(one.arm.members.member(0).state_dict()[name], value), name
+    assert one.record["flops_model"] == dense.record["flops_model"]
+    assert one.record["test"]["loss"] == pytest.approx(dense.record["test"]["loss"], rel=1e-6)
+
+
 def result(run):
     apart = ("resumed_at", "shared_steps", "memory", "seconds", "seconds_total")
     record = {key: value for key, value in run.record.items() if key not in apart}
@@ -307,7 +316,7 @@ def test_what_a_prediction_costs():
     [
         ({"combine": "posteriour"}, TASK, "unknown combine of arm 'specialists' 'posteriour'; did you mean 'posterior'?"),
         ({"split": "randm"}, TASK, "unknown split of arm 'specialists' 'randm'; did you mean 'random'?"),
-        ({"combine": "oracle", "split": "random"}, TASK, "a new example belongs to no part of a random split"),
+        ({"combine": "oracle", "split": "random"}, TASK, "a new example has a domain, but no part by itself"),
         ({"seed_share": 1.0}, TASK, "seed_share is 1.0; it must be at least 0 and below 1"),
         ({"combine": "mix", "router_share": 0.5, "seed_share": 0.5}, TASK, "together they must be below 1"),
         ({}, replace(TASK, domains=0), "'toy' has no domains"),
