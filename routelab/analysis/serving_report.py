@@ -17,6 +17,7 @@ NUMBERS, TABLE, FIGURES = "serve_cost.json", "serve_cost.csv", "figures"
 SHARES = (0.0, 0.25, 0.5, 1.0)
 """Parts of the experts that tables show in memory, as nearly as there are rows from below; 0 is the fewest."""
 _PANEL = 2.5
+_PERCENT = (0, 25, 50, 75, 100)
 
 
 def write_serving(folder: Path, found: Sequence[Found]) -> list[Path]:
@@ -244,8 +245,10 @@ def cost_figure(found: Sequence[Found], batch: int) -> Drawn:
         axes.grid(True, alpha=0.2)
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_xlabel("experts in memory, %")
+        axes.set_xticks(_PERCENT)
         axes.set_title(title, fontsize=11)
-        axes.set_ylim(bottom=0)
+        # What is 0 would lie under the axis.
+        axes.set_ylim(bottom=-0.03 * axes.get_ylim()[1])
     if timed:
         panels[1].axhline(1, color="#7d838a", linewidth=1, linestyle="--")
         # Of a busy machine some bands are so wide that the medians would be one flat line.
@@ -289,6 +292,8 @@ def choices_figure(found: Sequence[Found], batch: int) -> Drawn:
         axes.set_ylabel("hit rate, %")
     for axes in grid.flat[max(0, len(found) - columns) : len(found)]:
         axes.set_xlabel("experts in memory, %")
+        axes.tick_params(labelbottom=True)  # Hidden above a panel that is not there.
+        axes.set_xticks(_PERCENT)
     legend(figure, handles, list(labels), 3)
     return Drawn(
         f"choices-batch-{batch}", f"Are choices stable? {batch} at a time", "Hit rates of each router beside chance and the best policy",
