@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import statistics
 import sys
 import tempfile
@@ -132,6 +133,12 @@ def steps_in(seconds: float, place: str) -> int:
     return int(trial.user_attrs["spent"]["steps"])
 
 
+def cpu_of(who: int) -> float:
+    """Seconds of CPU, of this process or of its children that have ended."""
+    used = resource.getrusage(who)
+    return used.ru_utime + used.ru_stime
+
+
 def rate(workers: int, steps: int, trials: int) -> float:
     """Trials a second from the first claim to the last end, MLflow's copy included."""
     with tempfile.TemporaryDirectory() as place:
@@ -139,13 +146,20 @@ def rate(workers: int, steps: int, trials: int) -> float:
             *EQUAL, f"budget.steps={steps}", f"trials={trials}", f"workers={workers}", f"output={place}/results/w{workers}",
             f"tracking.uri=sqlite:///{place}/mlflow.db",
         ]  # fmt: skip
+        before = [cpu_of(who) for who in (resource.RUSAGE_CHILDREN, resource.RUSAGE_SELF)]
         done = run_sweep(words, compare=False)
+        theirs, ours = (
+            cpu_of(who) - was for who, was in zip((resource.RUSAGE_CHILDREN, resource.RUSAGE_SELF), before, strict=True)
+        )
         found = find(str(done.output), None).arms[0].trials(TrialState.COMPLETE)
         begins = [trial.datetime_start for trial in found if trial.datetime_start]
         ends = [trial.datetime_complete for trial in found if trial.datetime_complete]
         each = statistics.median(trial.user_attrs["spent"]["seconds"] for trial in found)
         found_rate = len(found) / (max(ends) - min(begins)).total_seconds()
-        print(f"{workers} at work: {len(found)} trials of {steps} steps, {each:.2f} s each (median), {found_rate:.3f} trials/s")
+        print(
+            f"{workers} at work: {len(found)} trials of {steps} steps, {each:.2f} s each (median), {found_rate:.3f} trials/s; "
+            f"CPU a trial: {theirs / len(found):.2f} s of workers with their starts, {ours / len(found):.2f} s of MLflow and watching"
+        )
         return found_rate
 
 

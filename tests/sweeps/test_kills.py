@@ -31,14 +31,20 @@ def routelab(*command: str) -> subprocess.Popen[str]:
     return subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
 
 
-def running(storage: str) -> list[int]:
-    """The processes that are at work on a trial. Empty while there is no study yet."""
+def at_work(storage: str) -> tuple[list[int], int]:
+    """The processes that are at work on a trial, and how many trials have ended. None of either while there is no study."""
     try:
         studies = Studies.load("mine", open_store(storage, create=False))
     except UsageError:
-        return []
-    trials = [] if studies is None else studies.arms[0].trials(TrialState.RUNNING)
-    return [int(worker.split("/")[1]) for trial in trials if (worker := worker_of(trial))]
+        return [], 0
+    trials = [] if studies is None else studies.arms[0].trials()
+    workers = [worker_of(trial) for trial in trials if trial.state is TrialState.RUNNING]
+    return [int(worker.split("/")[1]) for worker in workers if worker], sum(trial.state.is_finished() for trial in trials)
+
+
+def running(storage: str) -> list[int]:
+    """The processes that are at work on a trial."""
+    return at_work(storage)[0]
 
 
 def until(condition, process: subprocess.Popen[str], seconds: float = 120):
@@ -63,25 +69,35 @@ def results(studies: Studies) -> dict[str, tuple[list[float], dict[str, torch.Te
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("storage", ["results/mine/study.journal", "sqlite:///results/mine/study.db"])
-def test_a_sweep_whose_workers_are_killed_is_the_sweep_that_nobody_disturbed(words, storage):
-    """About 40 s of CPU: three workers, the whole sweep, and then its successor's workers are started."""
-    chance = random.Random(storage)
-    first = routelab("sweep", "run", *words(*GRID, f"storage={storage}", "workers=2"), "--tune-only")
-    killed = 0
-    while killed < 2:
-        pids = until(lambda: running(storage), first)
-        time.sleep(chance.random() / 2)
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    ("storage", "seconds", "steps"), [("results/mine/study.journal", 60, 300), ("sqlite:///results/mine/study.db", 0, 150)]
+)
+def test_a_sweep_whose_workers_are_killed_is_the_sweep_that_nobody_disturbed(words, storage, seconds, steps):
+    """Minutes of CPU: workers are killed at random for so many seconds, two at least, then the whole sweep is."""
+    chance, budget = random.Random(storage), f"budget.steps={steps}"
+    first = routelab("sweep", "run", *words(*GRID, budget, f"storage={storage}", "workers=2"), "--tune-only")
+    end, killed, since, told = time.monotonic() + seconds, 0, 0, 0
+    while killed < 2 or time.monotonic() < end:
+        assert first.poll() is None, f"over after {killed} kills: {first.communicate()[0]}"
+        pids, ended = at_work(storage)
+        if ended != told:
+            told, since = ended, 0
+        # After ten deaths without a trial told in between a crew takes it that nothing can be done.
+        if not pids or since == 6:
+            time.sleep(0.1)
+            continue
+        time.sleep(3 * chance.random())
         try:
             os.kill(chance.choice(pids), signal.SIGKILL)
-            killed += 1
         except ProcessLookupError:
             continue
+        killed, since = killed + 1, since + 1
     until(lambda: running(storage), first)
     first.kill()
     first.communicate()
     done = routelab("sweep", "resume", "mine", "--tune-only", "--json")
-    output, _ = done.communicate(timeout=200)
+    output, _ = done.communicate(timeout=600)
     assert done.returncode == 0, output
     status = json.loads(output.strip().splitlines()[-1])
     assert status["states"] == {"COMPLETE": 8}
@@ -89,7 +105,7 @@ def test_a_sweep_whose_workers_are_killed_is_the_sweep_that_nobody_disturbed(wor
     assert studies is not None
     assert len(studies.arms[0].trials()) == 8
 
-    alone = Sweep(resolve(words(*GRID, "study=alone", "output=alone/results/alone")))
+    alone = Sweep(resolve(words(*GRID, budget, "study=alone", "output=alone/results/alone")))
     undisturbed = alone.open()
     assert work(alone, undisturbed) == 8
     mine, theirs = results(studies), results(undisturbed)
