@@ -81,7 +81,8 @@ def _row(label: str, arm: Mapping[str, Any]) -> dict[str, Any]:
         _beside(arm.get("active_params"), arm.get("active_ratio")),
         _beside(arm.get("total_params"), arm.get("total_ratio")),
     ]
-    costs += [short(arm.get(key)) for key in ("flops_model", "flops_executed", "seconds")]
+    before = f" after {short(arm.get('initial_flops'))}" if arm.get("initial_flops") else ""
+    costs += [f"{short(arm.get('flops_model'))}{before}", short(arm.get("flops_executed")), short(arm.get("seconds"))]
     costs += [_percent(arm.get("drop_rate")), short(arm.get("load_cv"))]
     memory, inference = (arm.get("memory") or {}).get("peak"), arm.get("inference") or {}
     costs.append({True: "yes", False: "no", None: NOTHING}.get(causal, str(causal)))

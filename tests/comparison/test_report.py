@@ -250,6 +250,13 @@ def test_figures_can_be_left_out_and_values_may_be_missing(tmp_path: Path) -> No
     assert figures_of({}, []) == []
 
 
+def test_what_earlier_runs_took_stands_beside_the_training_flops(tmp_path: Path) -> None:
+    made = summary()
+    made["arms"][ARMS[1]] |= {"flops_model": 1.5e12, "initial_flops": 3e11}
+    write_report(tmp_path / "report.html", made, records(), figures=False)
+    assert f"<td>{short(1.5e12)} after {short(3e11)}</td>" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
 def curves(*lines: list[tuple[float, float]], arm: str = "a") -> list[dict[str, Any]]:
     return [
         {"status": "ok", "arm": arm, "seed": i, "curve": [{"flops": x, "val/loss": y} for x, y in line]}
