@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 import yaml
@@ -15,7 +15,7 @@ from routelab.comparison.replay import find_record, spec_of
 from routelab.comparison.rows import training_flops
 from routelab.data.contract import load
 from routelab.training.arms import ArmChoice, arm_choices
-from routelab.training.config import Budget, Match, Resolved, resolve, seed_list
+from routelab.training.config import Budget, Config, Match, Resolved, resolve, seed_list
 from routelab.training.loop import RunSpec
 from routelab.training.matching import match_arms
 from routers.errors import UsageError, unknown
@@ -92,6 +92,8 @@ def _split(words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
             own[key] = yaml.safe_load(value)
         elif any(key == name or key.startswith(f"{name}.") for name in _SET_HERE):
             raise UsageError(f"{key} is set by distil itself; give {', '.join(own)}, seeds, budget.*, or other keys")
+        elif key.partition(".")[0] not in (known := [each.name for each in fields(Config)]):
+            raise unknown("key", key, [*own, *known])
         else:
             rest.append(word)
     return own, rest

@@ -182,7 +182,7 @@ def test_wrong_calls_of_distil_exit_2_with_one_sentence(first, tmp_path, capsys)
         ([run, "into=bagging"], "into='bagging' must be dense or a router's name"),
         ([run, "into=densse"], "unknown into 'densse'; did you mean 'dense'"),
         ([run, "data=breast_cancer"], "must be the run's"),
-        ([run, "temprature=3"], "unknown key (command line) 'temprature'"),
+        ([run, "temprature=3"], "unknown key 'temprature'; did you mean 'temperature'?"),
         ([run, "temperature=0"], "temperature is 0; it must be a number above 0"),
         ([run, "weight=2"], "weight is 2; it must be a number from 0 to 1"),
         ([run, "arms=[dense]"], "arms is set by distil itself"),
