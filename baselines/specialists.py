@@ -109,12 +109,10 @@ class Specialists(Arm):
             if getattr(given, name) not in allowed:
                 raise unknown(f"{name} of arm {self.spec.name!r}", getattr(given, name), allowed)
         for name in ("seed_share", "router_share"):
-            value = getattr(given, name)
-            least = value >= 0 if name == "seed_share" else value > 0
-            if not (least and value < 1):
-                raise ValueError(
-                    f"{name} is {value}; it must be {'at least' if name == 'seed_share' else 'above'} 0 and below 1"
-                )
+            value, none = getattr(given, name), name == "seed_share"
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not number or not 0 <= value < 1 or (value == 0 and not none):
+                raise ValueError(f"{name} is {value!r}; it must be a number, {'at least' if none else 'above'} 0 and below 1")
         if self.mixes and given.seed_share + given.router_share >= 1:
             raise ValueError(
                 f"seed_share is {given.seed_share} and router_share {given.router_share}; together they must be below 1, which "
