@@ -76,8 +76,8 @@ class ExpertFile:
 
     `unit(layer, expert)`: the number of the unit that holds an expert. `whole_model`: units are the experts of one number in
     all layers. `unit_bytes`: of each unit, in bytes, all alike. `bytes_read` counts what `read` has copied from the map. The kernel
-    may hold pages of the file in memory by itself (the page cache), in which case no disk is read; cold: it is told to drop the
-    unit's pages before every read (Linux).
+    may hold pages of the file in memory by itself (the page cache), in which case no disk is read; cold: it is told to drop
+    them all before every read, and then to fetch the unit alone (Linux).
     """
 
     def __init__(self, path: Path, *, cold: bool = False, device: torch.device | None = None) -> None:
@@ -131,10 +131,13 @@ class ExpertFile:
         return min(part[-2] for part in parts), max(part[-1] for part in parts)
 
     def _forget(self, first: int, last: int) -> None:
-        # Whole pages; pages that a process has mapped stay until it lets go of them.
-        first -= first % mmap.PAGESIZE
-        self._map.madvise(mmap.MADV_DONTNEED, first, last - first)
-        os.posix_fadvise(self._file, first, last - first, os.POSIX_FADV_DONTNEED)
+        # All of the file: pages beside a unit may have come with it when it was read.
+        self._map.madvise(mmap.MADV_DONTNEED)
+        os.posix_fadvise(self._file, 0, 0, os.POSIX_FADV_DONTNEED)
+        # Of what is asked for, all at once, and nothing that the kernel would read ahead.
+        self._map.madvise(mmap.MADV_RANDOM)
+        page = first - first % mmap.PAGESIZE
+        self._map.madvise(mmap.MADV_WILLNEED, page, last - page)
 
 
 def write_experts(banks: Sequence[ExpertBank], path: Path, *, whole_model: bool = False) -> None:

@@ -169,7 +169,7 @@ def sentences(found: Sequence[Found], share: float = 0.25) -> list[str]:
         )
         said.append(f"Outputs with experts on disk differ from those in memory, which must not be: {', '.join(wrong)}.")
     if any(each["cold"] for each in found):
-        said.append("The kernel was told to drop an expert's pages before every read, so that reads come from storage.")
+        said.append("The kernel was told to drop the file's pages before every read, so that reads come from storage.")
     else:
         said.append(
             "Bytes read are bytes copied from the mapped file; the kernel may have held its pages in memory, so that latencies are "

@@ -252,9 +252,7 @@ def serve_cost_command(
     runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Runs' folders, cells' addresses, or ids in MLflow.")],
     slots: Annotated[str | None, typer.Option(help="Experts in memory, such as 1,4,8 (from one to all).")] = None,
     per_layer: Annotated[bool, typer.Option("--per-layer", help="So many for each layer, not for all together.")] = False,
-    cold: Annotated[
-        bool, typer.Option("--cold", help="Drop the kernel's copy of an expert before it is read (Linux).")
-    ] = False,
+    cold: Annotated[bool, typer.Option("--cold", help="Drop the kernel's copies of experts before each read (Linux).")] = False,
     prompt: Annotated[int | None, typer.Option(help="Positions before the first that is decoded (half of them).")] = None,
     steps: Annotated[int, typer.Option(help="Steps that are timed for each setting; 0 times nothing.")] = 64,
     uri: Store = _STORE,
