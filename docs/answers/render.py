@@ -47,6 +47,23 @@ class Results:
         arms = self.read(f"{name}/summary.json")["arms"]
         return "\n".join(f"- `{label}`: {arm['verdict']}" for label, arm in arms.items() if arm.get("verdict"))
 
+    def pairs(self, name: str) -> str:
+        """The sentences on arms that are judged against each other."""
+        return "\n".join(f"- `{pair['arm']}`: {pair['verdict']}" for pair in self.read(f"{name}/summary.json")["pairs"])
+
+    def slower(self, name: str, first: str, second: str, batch: int = 256) -> str:
+        """How many times as long the second arm's predictions take as the first's."""
+        arms = self.read(f"{name}/summary.json")["arms"]
+        return f"{arms[second]['inference'][str(batch)] / arms[first]['inference'][str(batch)]:.1f}"
+
+    def sentence(self, name: str) -> str:
+        """What a comparison says of itself."""
+        return self.read(f"{name}/summary.json")["sentence"]
+
+    def sentences(self, place: str, begin: str = "") -> str:
+        """What an analysis says of itself, as a list; those sentences alone that begin so."""
+        return "\n".join(f"- {each}" for each in self.read(place)["sentences"] if each.startswith(begin))
+
     def compared(self, name: str, *columns: str) -> str:
         """A comparison as a table: test loss, its difference from the reference, and `columns` of its summary."""
         summary = self.read(f"{name}/summary.json")
