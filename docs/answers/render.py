@@ -6,6 +6,7 @@ compared, and how far the answers reach.
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import shutil
@@ -44,8 +45,9 @@ class Results:
 
     def verdicts(self, name: str) -> str:
         """The sentences on all arms of a comparison, as a list."""
-        arms = self.read(f"{name}/summary.json")["arms"]
-        return "\n".join(f"- `{label}`: {arm['verdict']}" for label, arm in arms.items() if arm.get("verdict"))
+        summary = self.read(f"{name}/summary.json")
+        judged = {label: arm["verdict"] for label, arm in summary["arms"].items() if label != summary["reference"]}
+        return "\n".join(f"- `{label}`: {verdict}" for label, verdict in judged.items() if verdict)
 
     def pairs(self, name: str) -> str:
         """The sentences on arms that are judged against each other."""
@@ -76,11 +78,31 @@ class Results:
 
     def rows(self, place: str, columns: Mapping[str, str]) -> str:
         """A CSV file as a table. columns: its names to those of the table."""
-        import csv
-
-        with (self.root / place).open(encoding="utf-8", newline="") as file:
-            found = [[cell(row[column]) for column in columns] for row in csv.DictReader(file)]
+        found = [[cell(row[column]) for column in columns] for row in self.table_of(place)]
         return table(list(columns.values()), found)
+
+    def arms(self, name: str) -> Any:
+        """What the summary of a comparison says of its arms."""
+        return self.read(f"{name}/summary.json")["arms"]
+
+    def served(self, place: str, batch: int, share: float) -> str:
+        """What each run reads with that share of its experts in memory, serving `batch` texts at a time."""
+        rows = []
+        for row in self.table_of(place):
+            if int(row["batch"]) == batch and float(row["resident_share"]) == share:
+                kilo, hits = (
+                    [float(row[f"{key}{end}"]) for end in ("", "_low", "_high")] for key in ("bytes_per_token", "hit_rate")
+                )
+                rows.append([
+                    f"`{row['run']}`", row["unit"], f"{kilo[0] / 1e3:.1f} kB [{kilo[1] / 1e3:.1f}, {kilo[2] / 1e3:.1f}]",
+                    f"{hits[0]:.1%} [{hits[1]:.1%}, {hits[2]:.1%}]", f"{float(row['chance']):.1%}", f"{float(row['optimum']):.1%}",
+                ])  # fmt: skip
+        return table(["router", "read at once", "read per token", "hits", "by chance", "at best"], rows)
+
+    def table_of(self, place: str) -> list[dict[str, str]]:
+        """The rows of a CSV file."""
+        with (self.root / place).open(encoding="utf-8", newline="") as file:
+            return list(csv.DictReader(file))
 
     def analyses(self, arm: str) -> list[Any]:
         """What `routelab analyze` found in every seed of an arm."""
@@ -203,7 +225,7 @@ def main() -> None:
         lstrip_blocks=True,
     )  # fmt: skip
     around.globals.update(
-        results=results, spread=spread, size=size, percent=percent, rerouted=rerouted, single=single, neighbours=neighbours,
+        results=results, arms=results.arms, spread=spread, size=size, percent=percent, rerouted=rerouted, single=single, neighbours=neighbours,
         independent=independent, dead=dead, duplicates=duplicates, largest_p=largest_p, layers_apart=layers_apart,
     )  # fmt: skip
     PAGE.write_text(around.get_template("template.md").render(), encoding="utf-8")
