@@ -26,8 +26,8 @@ from baselines.contract import ArmSpec
 from baselines.members import MemberArm, member_seed
 from baselines.stack import OneByOne
 from routelab.data.contract import DataSet, load
-from routelab.training.config import Budget, Optimizer, TrainerOptions
 from routelab.training.loop import RunSpec, execute
+from routelab.training.settings import Budget, Optimizer, TrainerOptions
 
 BATCH = 64
 

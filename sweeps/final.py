@@ -8,7 +8,8 @@ from typing import Any
 from baselines.recorded import teacher_of
 from routelab.comparison.compare import Comparison, Watch, carry_out, plan
 from routelab.training.arms import ArmChoice
-from routelab.training.config import Config, Resolved
+from routelab.training.config import Resolved
+from routelab.training.settings import Config
 from sweeps.bought import tuning
 from sweeps.space import apply
 from sweeps.studies import Studies, best_trials, settings_of

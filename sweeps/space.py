@@ -15,8 +15,8 @@ from baselines.routed import ARM_OPTIONS, LAYER_OPTIONS
 from experts.kinds import kind_named
 from routelab.backbones.contract import BACKBONES
 from routelab.training.arms import ArmChoice
-from routelab.training.config import Optimizer
 from routelab.training.optimizer import suggest as suggest_optimizer
+from routelab.training.settings import Optimizer
 from routers.errors import PluginError, UsageError, unknown
 from routers.options import option_names
 from routers.registry import ROUTERS

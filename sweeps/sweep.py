@@ -19,9 +19,10 @@ from routelab.comparison.compare import check_writable
 from routelab.comparison.origins import Origins
 from routelab.data.contract import DataSet, load
 from routelab.training.arms import ArmChoice
-from routelab.training.config import Config, Resolved, resolve, seed_list
+from routelab.training.config import Resolved, resolve, seed_list
 from routelab.training.loop import RunSpec
 from routelab.training.matching import match_arms
+from routelab.training.settings import Config
 from routelab.training.store import absolute, shown
 from routers.errors import UsageError, unknown
 from sweeps.methods import PrunerChoice, SamplerChoice

@@ -11,9 +11,9 @@ from baselines.contract import ArmSpec, make_arm
 from baselines.single import SingleBackbone
 from baselines.task import Task
 from routelab.training.arms import ArmChoice
-from routelab.training.config import Match
 from routelab.training.loop import RunSpec
 from routelab.training.matching import match_arms
+from routelab.training.settings import Match
 
 MIXTURE, EQUAL_FLOPS, EQUAL_PARAMETERS = "mixture", "dense, equal FLOPs", "dense, equal parameters"
 

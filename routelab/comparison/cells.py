@@ -23,7 +23,7 @@ from routers.registry import ROUTERS, Registry
 REGISTRIES: tuple[Registry[Any], ...] = (ROUTERS, KINDS, BACKBONES, BASELINES, DATA)
 _CODE = ("routers", "experts", "baselines", "routelab/backbones", "routelab/data", "routelab/training")
 _NO_EFFECT = (
-    "tracking.py", "tracked.py", "store.py", "record.py", "heatmap.py", "footprint.py", "config.py", "arms.py",
+    "tracking.py", "tracked.py", "store.py", "record.py", "heatmap.py", "footprint.py", "config.py", "settings.py", "arms.py",
     "registry.py", "lazy.py", "loading.py", "options.py", "stored.py", "yardsticks.py", "offload.py",
 )  # fmt: skip
 

@@ -15,9 +15,10 @@ from routelab.comparison.replay import find_record, spec_of
 from routelab.comparison.rows import training_flops
 from routelab.data.contract import load
 from routelab.training.arms import ArmChoice, arm_choices
-from routelab.training.config import Budget, Config, Match, Resolved, resolve, seed_list
+from routelab.training.config import Resolved, resolve, seed_list
 from routelab.training.loop import RunSpec
 from routelab.training.matching import match_arms
+from routelab.training.settings import Budget, Config, Match
 from routers.errors import UsageError, unknown
 from routers.loading import load_plugin
 

@@ -14,8 +14,8 @@ from baselines.upcycling import taken
 from routelab.comparison.replay import find_record, folder_of, spec_of
 from routelab.data.contract import DataSet
 from routelab.training.arms import ArmChoice, arm_choices
-from routelab.training.config import Budget, Config
 from routelab.training.loop import WEIGHTS, RunSpec
+from routelab.training.settings import Budget, Config
 from routers.errors import PluginError, UsageError
 from routers.loading import load_plugin
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from routelab.comparison.summary import differences, entry_of, judge
 from routelab.comparison.verdict import verdict_of
-from routelab.training.config import Verdict
+from routelab.training.settings import Verdict
 from routers.errors import unknown
 
 Pair = tuple[str, str]

@@ -11,10 +11,11 @@ from baselines.contract import ArmSpec
 from baselines.recorded import Recorded
 from routelab.comparison.cells import cell_folder
 from routelab.data.contract import load
-from routelab.training.config import Budget, Optimizer, TrainerOptions, flatten
+from routelab.training.config import flatten
 from routelab.training.loop import WEIGHTS, RunSpec, execute
 from routelab.training.module import Observer
 from routelab.training.record import read_json
+from routelab.training.settings import Budget, Optimizer, TrainerOptions
 from routelab.training.store import sqlite_path
 from routelab.training.stored import recorded
 from routers.errors import UsageError, unknown

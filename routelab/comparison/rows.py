@@ -12,8 +12,8 @@ from baselines.task import Task
 from experts.kinds import FeedForward
 from routelab.data.contract import DataSet
 from routelab.training.arms import ArmChoice
-from routelab.training.config import Budget, Config, Match
 from routelab.training.matching import Matched, match_arms
+from routelab.training.settings import Budget, Config, Match
 from routers.errors import UsageError
 
 ISOFLOP_SIZES = (0.25, 0.5, 1.0, 2.0, 4.0)

@@ -14,12 +14,13 @@ from routelab.comparison.origins import Origins
 from routelab.comparison.workers import Job, opening
 from routelab.data.contract import load
 from routelab.training.arms import ArmChoice, arm_choices
-from routelab.training.config import Config, Resolved, resolve
+from routelab.training.config import Resolved, resolve
 from routelab.training.distributed import inside
 from routelab.training.loop import Run, execute
 from routelab.training.matching import match_arms
 from routelab.training.module import Observer
 from routelab.training.record import write_json
+from routelab.training.settings import Config
 from routelab.training.state import discard
 from routelab.training.tracking import Tracker
 from routers.errors import UsageError

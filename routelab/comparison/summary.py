@@ -24,8 +24,8 @@ from routelab.comparison.statistics import (
     sign_flip_p,
 )
 from routelab.comparison.verdict import caveat_of, sentence_of, verdict_of
-from routelab.training.config import Verdict
 from routelab.training.record import write_text
+from routelab.training.settings import Verdict
 
 _RATIOS = {"flops_per_example": "flops_ratio", "active_params": "active_ratio", "total_params": "total_ratio"}
 _TAIL = (

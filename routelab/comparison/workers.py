@@ -20,11 +20,11 @@ from typing import Any
 import torch
 
 from baselines.contract import blame
-from routelab.training.config import TrainerOptions
 from routelab.training.distributed import end_with_parent
 from routelab.training.loop import RunSpec, execute
 from routelab.training.module import Observer
 from routelab.training.record import is_full, write_json
+from routelab.training.settings import TrainerOptions
 from routelab.training.state import discard
 from routers.errors import PluginWarning, StorageError, UsageError
 

@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from baselines.contract import ArmSpec, arm_class, arm_names, router_of
-from routelab.training.config import EXPERT_KEYS, Config, Optimizer, check_init, flatten, rates_of
+from routelab.training.config import check_init, flatten, rates_of
+from routelab.training.settings import EXPERT_KEYS, Config, Optimizer
 from routers.errors import PluginError, UsageError, unknown
 
 

@@ -22,11 +22,11 @@ from baselines.upcycling import begin_from
 from experts.memory import keep_freed_memory
 from routelab.data.contract import DataSet, load
 from routelab.training.arms import ArmChoice
-from routelab.training.config import Budget, Config, Optimizer, TrainerOptions
 from routelab.training.distributed import Replicas, inside, launch
 from routelab.training.footprint import Footprint, held
 from routelab.training.module import Endless, NotFiniteError, Observer, Slices, StoppedError, TrainingModule
 from routelab.training.record import provenance
+from routelab.training.settings import Budget, Config, Optimizer, TrainerOptions
 from routelab.training.state import Checkpoint
 from routers.errors import PluginError, UsageError
 from routers.loading import load_plugin

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from baselines.contract import Arm, ArmSpec, blame, make_arm
 from baselines.task import Task
 from routelab.training.arms import ArmChoice
-from routelab.training.config import Match
+from routelab.training.settings import Match
 from routers.errors import PluginError, UsageError
 
 _STEPS = (8, 4, 1)

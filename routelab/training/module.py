@@ -22,10 +22,10 @@ from baselines.quality import close_look, close_sums
 from baselines.task import Batch
 from experts.initialisation import key
 from routelab.data.contract import DataSet, Order
-from routelab.training.config import Budget, Optimizer, TrainerOptions
 from routelab.training.distributed import Books, average_gradients, rank, shared
 from routelab.training.flops import Ledger
 from routelab.training.optimizer import clip, new_optimizer
+from routelab.training.settings import Budget, Optimizer, TrainerOptions
 from routelab.training.state import Checkpoint
 from routelab.training.telemetry import Tally
 from routers.processes import processes

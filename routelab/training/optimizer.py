@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from baselines.contract import ParameterGroup
-from routelab.training.config import Optimizer
+from routelab.training.settings import Optimizer
 
 
 def suggest(trial: Any) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from baselines.stack import Outputs
 from baselines.task import Batch, Task
 from routelab.backbones.contract import InputSpec
 from routelab.data.contract import load
-from routelab.training.config import Budget, Optimizer, TrainerOptions
 from routelab.training.loop import RunSpec, execute
+from routelab.training.settings import Budget, Optimizer, TrainerOptions
 from routers.errors import UsageError
 
 N, CLASSES = 90, 4

@@ -15,9 +15,9 @@ from routelab.comparison.audit import audit_step
 from routelab.comparison.cells import cell_key
 from routelab.comparison.inference import trained
 from routelab.data.contract import load
-from routelab.training.config import Budget, Optimizer, TrainerOptions
 from routelab.training.loop import RunSpec, execute
 from routelab.training.module import TrainingModule
+from routelab.training.settings import Budget, Optimizer, TrainerOptions
 from routers.errors import UsageError
 
 IMAGE = {"name": "vit", "d_model": 16, "depth": 1, "heads": 2, "hidden": 32}

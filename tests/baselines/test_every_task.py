@@ -10,8 +10,9 @@ from baselines.contract import ArmSpec
 from baselines.registry import BASELINES
 from routelab.data.contract import load
 from routelab.training.arms import arm_choices
-from routelab.training.config import Budget, Optimizer, TrainerOptions, resolve
+from routelab.training.config import resolve
 from routelab.training.loop import RunSpec, execute
+from routelab.training.settings import Budget, Optimizer, TrainerOptions
 from routers.errors import UsageError
 from routers.registry import BUILT_IN
 

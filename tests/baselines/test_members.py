@@ -14,10 +14,11 @@ from baselines.task import Batch, Task
 from routelab.backbones.contract import InputSpec
 from routelab.data.contract import load
 from routelab.training.arms import arm_choices
-from routelab.training.config import Budget, Match, Optimizer, TrainerOptions, resolve
+from routelab.training.config import resolve
 from routelab.training.flops import counter_formulas
 from routelab.training.loop import RunSpec, execute
 from routelab.training.matching import match_arms
+from routelab.training.settings import Budget, Match, Optimizer, TrainerOptions
 from routers.errors import UsageError
 
 SMALL = {"name": "vit", "d_model": 8, "depth": 1, "heads": 2, "hidden": 16}

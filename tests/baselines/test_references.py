@@ -7,9 +7,10 @@ from sklearn.tree import DecisionTreeClassifier
 from baselines.contract import ArmSpec
 from routelab.data.contract import load
 from routelab.training.arms import arm_choices
-from routelab.training.config import Budget, Match, Optimizer, TrainerOptions, resolve
+from routelab.training.config import resolve
 from routelab.training.loop import RunSpec, execute
 from routelab.training.matching import match_arms
+from routelab.training.settings import Budget, Match, Optimizer, TrainerOptions
 
 NAMES = ("random_forest", "hist_gradient_boosting", "sk_bagging", "sk_adaboost")
 

@@ -8,9 +8,9 @@ import torch
 from baselines.contract import ArmSpec
 from baselines.members import mean_prediction
 from routelab.data.contract import load
-from routelab.training.config import Budget, Optimizer, TrainerOptions
 from routelab.training.loop import RunSpec, execute
 from routelab.training.module import TrainingModule
+from routelab.training.settings import Budget, Optimizer, TrainerOptions
 
 SMALL = {"name": "mlp", "d_model": 8, "depth": 1, "hidden": 16}
 

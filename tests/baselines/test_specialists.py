@@ -16,10 +16,10 @@ from baselines.task import Batch, Task
 from experts.initialisation import key
 from routelab.backbones.contract import InputSpec
 from routelab.data.contract import DataSet, load
-from routelab.training.config import Budget, Optimizer, TrainerOptions
 from routelab.training.flops import counter_formulas
 from routelab.training.loop import RunSpec, execute
 from routelab.training.module import TrainingModule
+from routelab.training.settings import Budget, Optimizer, TrainerOptions
 from routers.errors import UsageError
 
 SMALL = {"name": "decoder", "d_model": 8, "depth": 2, "heads": 2}

@@ -11,8 +11,8 @@ from baselines.stacking import combiner_inputs, logistic, ridge
 from baselines.task import Task
 from routelab.backbones.contract import InputSpec
 from routelab.data.contract import load
-from routelab.training.config import Budget, Optimizer, TrainerOptions
 from routelab.training.loop import RunSpec, execute
+from routelab.training.settings import Budget, Optimizer, TrainerOptions
 from routers.errors import UsageError
 
 SMALL = {"name": "mlp", "d_model": 8, "depth": 1, "hidden": 16}

@@ -12,8 +12,8 @@ from baselines.upcycling import begin_from, taken
 from routelab.backbones.contract import InputSpec
 from routelab.comparison.cells import cell_key
 from routelab.data.contract import load
-from routelab.training.config import Budget, Optimizer, TrainerOptions
 from routelab.training.loop import RunSpec, execute
+from routelab.training.settings import Budget, Optimizer, TrainerOptions
 from routers.errors import UsageError
 
 HIDDEN = 32

@@ -9,8 +9,8 @@ import pytest
 from routelab.comparison.frontier import frontier_of, to_target
 from routelab.comparison.rows import Row
 from routelab.comparison.summary import summarise
-from routelab.training.config import Budget
 from routelab.training.matching import Matched
+from routelab.training.settings import Budget
 
 
 def law(flops):

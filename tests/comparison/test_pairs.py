@@ -8,7 +8,8 @@ from scipy import stats
 from routelab.comparison.pair_figures import pairs as drawn_pairs
 from routelab.comparison.pairs import judged_pairs, pairs_of
 from routelab.comparison.summary import summarise
-from routelab.training.config import Verdict, resolve
+from routelab.training.config import resolve
+from routelab.training.settings import Verdict
 from routers.errors import UsageError
 
 LOSSES = {

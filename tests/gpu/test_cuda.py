@@ -11,8 +11,8 @@ from experts.initialisation import initialise
 from experts.mixture import MixtureLayer
 from experts.zero_compute import ZeroCompute
 from routelab.data.contract import load
-from routelab.training.config import Budget, Optimizer, TrainerOptions
 from routelab.training.loop import RunSpec, execute
+from routelab.training.settings import Budget, Optimizer, TrainerOptions
 from routelab.training.telemetry import Tally
 from routers.registry import ROUTERS, build_router
 

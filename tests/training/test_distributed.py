@@ -9,10 +9,11 @@ import torch
 from torch import nn
 
 from baselines.contract import ArmSpec
-from routelab.training.config import Budget, Optimizer, TrainerOptions, resolve
+from routelab.training.config import resolve
 from routelab.training.distributed import launch
 from routelab.training.loop import RunSpec, execute
 from routelab.training.module import Observer
+from routelab.training.settings import Budget, Optimizer, TrainerOptions
 from routers.errors import UsageError
 from routers.losses import balance_loss, importance_loss, load_loss, sequence_balance_loss, z_loss
 

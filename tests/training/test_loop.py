@@ -9,8 +9,8 @@ from torch import nn
 from baselines.contract import Arm, ArmSpec, Flops, Prediction, Stage, StepLoss, register_baseline
 from baselines.registry import BASELINES
 from routelab.data.contract import Order, load
-from routelab.training.config import Budget, Optimizer, TrainerOptions
 from routelab.training.loop import RunSpec, execute
+from routelab.training.settings import Budget, Optimizer, TrainerOptions
 from routers.contract import Router, Routing
 from routers.plans import TopK
 from routers.registry import ROUTERS, only_for_now, register_router

@@ -6,8 +6,9 @@ import torch
 from baselines.contract import make_arm
 from routelab.data.contract import load
 from routelab.training.arms import arm_choices
-from routelab.training.config import Config, resolve
+from routelab.training.config import resolve
 from routelab.training.matching import MEASURES, match_arms
+from routelab.training.settings import Config
 from routers.errors import UsageError
 
 

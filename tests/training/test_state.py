@@ -15,9 +15,9 @@ from torch import nn
 from baselines.contract import Arm, ArmSpec, Flops, Prediction, Stage, StepLoss, register_baseline
 from baselines.registry import BASELINES
 from routelab.data.contract import load
-from routelab.training.config import Budget, Optimizer, TrainerOptions
 from routelab.training.loop import RunSpec, execute
 from routelab.training.module import Observer, TrainingModule
+from routelab.training.settings import Budget, Optimizer, TrainerOptions
 from routelab.training.state import FILE, Checkpoint
 from routers.registry import only_for_now
 
