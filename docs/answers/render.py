@@ -81,6 +81,22 @@ class Results:
         found = [[cell(row[column]) for column in columns] for row in self.table_of(place)]
         return table(list(columns.values()), found)
 
+    def has(self, name: str) -> bool:
+        """Whether a comparison is finished."""
+        return (self.root / name / "summary.json").is_file()
+
+    def specialists(self, name: str) -> str:
+        """A comparison with its losses by domain, and FLOPs of a prediction over the reference's."""
+        arms = self.arms(name)
+        domains = list(next(iter(arms.values()))["by_domain"])
+        rows = [
+            [f"`{label}`", half_width(arm["loss"]), percent(arm["difference"])]
+            + [percent(arm["by_domain"][domain]["difference"]) for domain in domains]
+            + [f"{arm['flops_ratio']:.2f}"]
+            for label, arm in arms.items()
+        ]
+        return table(["arm", "test loss", "against dense", *domains, "FLOPs of a prediction"], rows)
+
     def arms(self, name: str) -> Any:
         """What the summary of a comparison says of its arms."""
         return self.read(f"{name}/summary.json")["arms"]
