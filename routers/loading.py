@@ -14,6 +14,9 @@ from pathlib import Path
 
 from routers.errors import UsageError, first_line
 
+FILE_MODULE = "routelab_plugin_"
+"""How the modules of plugins that are files are called, with the stem and a digest of the path behind it."""
+
 loading: contextvars.ContextVar[str | None] = contextvars.ContextVar("routelab_plugin_being_loaded", default=None)
 """Origin of the plugin that is being imported: what registers itself meanwhile comes from there."""
 
@@ -58,7 +61,7 @@ def load_plugin(spec: str) -> None:
             if not path.is_file():
                 raise UsageError(f"plugin {spec!r}: there is no such file")
             # Named by its path, so that two plugins called plugin.py do not collide and a reload is recognised.
-            name = f"routelab_plugin_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+            name = f"{FILE_MODULE}{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
             if name in sys.modules:
                 return
             module_spec = importlib.util.spec_from_file_location(name, path)

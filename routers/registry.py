@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from routers.errors import PluginError, PluginWarning, UsageError, first_line, unknown
-from routers.loading import docstring_in, loading, locate
+from routers.loading import FILE_MODULE, docstring_in, loading, locate
 from routers.options import check_options
 
 if TYPE_CHECKING:
@@ -246,12 +246,15 @@ def _same(old: Entry, new: Entry) -> bool:
 
 @contextmanager
 def only_for_now(registry: Registry[Any]) -> Iterator[None]:
-    """Forget, on leaving, whatever was registered inside. For tests."""
-    before = dict(registry._entries)
+    """Forget, on leaving, whatever was registered inside, and the plugins' files that were loaded. For tests."""
+    before, modules = dict(registry._entries), set(sys.modules)
     try:
         yield
     finally:
         registry._entries = before
+        for name in set(sys.modules) - modules:
+            if name.startswith(FILE_MODULE):
+                del sys.modules[name]
 
 
 ROUTERS: Registry[type[Router]] = Registry(

@@ -10,9 +10,11 @@ import pytest
 
 from routelab.cli.app import guarded
 from routelab.comparison import compare as module
+from routelab.comparison.cells import cell_key
 from routelab.comparison.compare import compare
 from routelab.training.arms import arm_choices
 from routelab.training.config import resolve
+from routelab.training.loop import RunSpec
 from routelab.training.record import write_json
 from routers.errors import StorageError, UsageError
 from routers.registry import ROUTERS, only_for_now
@@ -222,8 +224,8 @@ def test_cell_keys_follow_what_decides_the_result(tmp_path):
 def test_a_cell_key_follows_the_content_of_a_file_that_an_option_names(tmp_path):
     def key(path):
         config = resolve(words(tmp_path, "arms=[hash]")).config
-        spec = module.RunSpec.of(config, arm_choices(config, [{"name": "hash", "embeddings": str(path)}])[0], 0)
-        return module.cell_key(spec, "digest")
+        spec = RunSpec.of(config, arm_choices(config, [{"name": "hash", "embeddings": str(path)}])[0], 0)
+        return cell_key(spec, "digest")
 
     (tmp_path / "a.npy").write_bytes(b"1")
     (tmp_path / "b.npy").write_bytes(b"1")

@@ -33,7 +33,7 @@ DECLARED = {  # causal, batch_coupled: the table of the routing reference, §3
     "switch-random": (False, True), "st_moe": (False, True), "st_moe-sequence": (False, False),
     "st_moe-dropless": (True, False), "noisy_topk": (True, False), "deepseek": (True, False), "deepseek_moe": (True, False),
     "base": (False, True), "sinkhorn": (False, True), "sinkhorn_2": (False, True),
-    "sequence": (False, False), "sequence_2": (False, False),
+    "sequence": (False, False), "sequence_2": (False, False), "sequence_whole_model": (False, False),
     "hierarchical": (True, False), "hierarchical_1": (True, False), "hierarchical_groups": (True, False),
     "random": (True, False), "random_blend": (True, False), "random_frozen": (True, False),
     "llama4": (True, False), "gpt_oss": (True, False), "cosine": (True, False), "dense_gate": (True, False), "relu": (True, False),
