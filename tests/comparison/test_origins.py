@@ -174,7 +174,8 @@ def other_weights(first, tmp_path, arm="dense"):
     return tmp_path / "bare"
 
 
-def test_wrong_calls_of_distil_exit_2_with_one_sentence(first, tmp_path, capsys):
+def test_wrong_calls_of_distil_exit_2_with_one_sentence(first, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)  # where there is no store
     run = f"{first}/results/first/topk-s0"
     cases = [
         (["nowhere"], "there is no such store"),
