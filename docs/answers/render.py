@@ -81,6 +81,19 @@ class Results:
         found = [[cell(row[column]) for column in columns] for row in self.table_of(place)]
         return table(list(columns.values()), found)
 
+    def leverage(self, name: str) -> str:
+        """The efficiency leverage of every arm at its own loss."""
+        rows = []
+        for label, arm in self.arms(name).items():
+            own = (arm.get("leverage") or {}).get("own")
+            if own:
+                bound = "" if own["bound"] == "=" else f"{own['bound']} "
+                low, high = (own.get(end) for end in ("low", "high"))
+                rows.append(
+                    [f"`{label}`", f"{bound}{own['mean']:.2f}" + (f" [{low:.2f}, {high:.2f}]" if low is not None else "")]
+                )
+        return table(["arm", "efficiency leverage"], rows)
+
     def has(self, name: str) -> bool:
         """Whether a comparison is finished."""
         return (self.root / name / "summary.json").is_file()

@@ -27,7 +27,9 @@ GRID = [
 
 
 def routelab(*command: str) -> subprocess.Popen[str]:
-    call = [sys.executable, "-c", "from routelab.cli.app import main; main()", *command]
+    # A shell starts what runs in its background with SIGINT ignored, and so would what a test starts there.
+    heeded = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    call = [sys.executable, "-c", f"{heeded}from routelab.cli.app import main; main()", *command]
     return subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
 
 
