@@ -23,7 +23,7 @@ from experts.zero_compute import split
 from routelab.analysis.runs import TrainedRun
 from routelab.analysis.served import Options, Served, held_to, how_served, most_slots
 from routelab.analysis.serving_time import timed_steps
-from routelab.analysis.trace import by_batch, fewest_misses, in_use, misses_of, shuffled, trace_of
+from routelab.analysis.trace import by_batch, fewest_misses, hit_rate, in_use, misses_of, shuffled, trace_of
 from routelab.comparison.statistics import Interval, mean_interval
 from routers.contract import Routing
 from routers.errors import UsageError
@@ -57,11 +57,10 @@ def serve_cost(
         most = most_slots(run, options)
         slots = slots_to_try(most) if options.slots is None else [number for number in options.slots if number <= most]
         chosen, loss = _choices(run, how)
-        expert_bytes = file.unit_bytes // (len(layers) if how.whole_model else 1)
         sizes = [size for size in BATCH_SIZES if size <= len(run.sample)]
         rows = []
         for number, size in enumerate(sizes):
-            counted = _counted(chosen, size, how, file, slots, options, expert_bytes)
+            counted = _counted(chosen, size, how, file, slots, options)
             timed: dict[int, dict[str, Any]] = {}
             if options.steps:
                 timed = timed_steps(run, how, file, few(slots), options, size)
@@ -162,15 +161,13 @@ def _note(found: list[Array], examples: int) -> Callable[[MixtureLayer, tuple[An
 
 
 def _counted(
-    chosen: list[Array], size: int, how: Served, file: ExpertFile, slots: list[int], options: Options, expert_bytes: int
+    chosen: list[Array], size: int, how: Served, file: ExpertFile, slots: list[int], options: Options
 ) -> list[dict[str, Any]]:
     """Bytes and hit rates for each number of slots, from the choices alone."""
     at_once = how.mode == "pass"
     trace = trace_of(chosen, size, how.prompt, file.unit, at_once=at_once)
     dealt = shuffled(chosen, how.prompt, how.whole_model, seed=0)
     by_chance = trace_of(dealt, size, how.prompt, file.unit, at_once=at_once)
-    chance_asked = by_batch(by_chance, by_chance.asked) * expert_bytes
-    asked = by_batch(trace, trace.asked) * expert_bytes
     rows = []
     for number in slots:
         read, least, drawn = (
@@ -187,17 +184,11 @@ def _counted(
             "resident_share": held / len(file.units),
             "bytes_per_token": _bytes(taken / trace.tokens).as_dict(),
             "bytes_per_example": _bytes((taken + prompts) / size).as_dict(),
-            "hit_rate": _rate(taken, asked).as_dict(),
-            "optimum": _rate(by_batch(trace, least) * file.unit_bytes, asked).mean,
-            "chance": _rate(by_batch(by_chance, drawn) * file.unit_bytes, chance_asked).mean,
+            "hit_rate": hit_rate(trace, read).as_dict(),
+            "optimum": hit_rate(trace, least).mean,
+            "chance": hit_rate(by_chance, drawn).mean,
         })  # fmt: skip
     return rows
-
-
-def _rate(taken: Array, asked: Array) -> Interval:
-    """The share of the bytes asked for that need not be read, over batches; at most 1."""
-    found = mean_interval((1 - taken / np.maximum(asked, 1)).tolist())
-    return replace(found, high=min(found.high, 1.0))
 
 
 def _bytes(values: Array) -> Interval:

@@ -123,8 +123,8 @@ def amount(count: float) -> str:
 
 
 def percent(value: float) -> str:
-    """A share."""
-    return f"{100 * value:.1f}%"
+    """A share; a dash for one of nothing."""
+    return NOTHING if math.isnan(value) else f"{100 * value:.1f}%"
 
 
 def interval(value: Mapping[str, Any] | None, digits: int, shown: Any = None) -> str:
@@ -183,7 +183,7 @@ def _stability(name: str, each: Found, row: Found) -> str:
     if each["needs_all"]:
         return (
             f"{name}: every token needs every expert of a layer, whatever it is, so there is no choice to be stable; {where} "
-            f"{percent(row['hit_rate']['mean'])} of what is asked for is there."
+            f"{percent(row['hit_rate']['mean'])} of the requests find their expert there."
         )
     hit, chance = row["hit_rate"], row["chance"]
     verdict = "no difference from chance is shown"
@@ -192,7 +192,7 @@ def _stability(name: str, each: Found, row: Found) -> str:
     elif bounded(hit) and hit["high"] < chance:
         verdict = "less than by chance: its choices alternate"
     return (
-        f"{name}: {where} {interval(hit, 3, percent)} of what a token asks for is there, {percent(chance)} by chance under the same "
+        f"{name}: {where} {interval(hit, 3, percent)} of the requests for an expert find it there, {percent(chance)} by chance under the same "
         f"load, {percent(row['optimum'])} at best; {verdict}."
     )
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from experts.offload import Recent
+from routelab.comparison.statistics import Interval, mean_interval
 
 Array = NDArray[Any]
 
@@ -164,3 +165,18 @@ def by_batch(trace: Trace, values: Array, counted: bool = True) -> Array:
     """Sums over the requests of each batch of examples, those that count or those of the prompts."""
     which = trace.counted == counted
     return np.bincount(trace.batch[which], values[which], trace.batch.max() + 1)
+
+
+def hit_rate(trace: Trace, misses: Array) -> Interval:
+    """The share of the requests that count that found their expert in memory; a request is one layer's for one expert in one step.
+    misses: units read for each request of the trace.
+
+    Its t-interval is over batches of examples, linearised where they ask for different numbers of experts (as for any ratio of
+    two means). Bounds lie between 0 and 1; NaN where nothing is asked for.
+    """
+    asked, missed = by_batch(trace, trace.asked), by_batch(trace, misses)
+    if not asked.any():
+        return mean_interval([])
+    rate = 1 - missed.sum() / asked.sum()
+    found = mean_interval((rate + (asked - missed - rate * asked) / asked.mean()).tolist())
+    return replace(found, low=max(found.low, 0.0), high=min(found.high, 1.0))

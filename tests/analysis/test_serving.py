@@ -111,6 +111,12 @@ def test_adapters_are_chosen_once_and_read_once(texts, tmp_path):
     assert changes > 0
     assert one["bytes_per_example"]["mean"] == pytest.approx(changes / 40 * found["unit_bytes"])
     assert one["hit_rate"]["mean"] == 1 > one["chance"]
+    # Eight texts at a time take turns in it: each layer finds one of their adapters, and reads the others, for both layers.
+    together = np.array([len(np.unique(part)) for part in first[:, 0].numpy().reshape(5, 8)])
+    eight = rows_of(found, 8)[1]
+    assert (together > 1).any()
+    assert eight["hit_rate"]["mean"] == pytest.approx(5 / together.sum())
+    assert eight["bytes_per_token"]["mean"] == pytest.approx(2 * (together - 1).mean() / 8 * found["unit_bytes"])
 
 
 def test_plans_that_need_every_expert_say_so(texts, tmp_path):
@@ -182,7 +188,7 @@ def test_the_command_leaves_table_numbers_and_figures(trained, capsys):
     said = capsys.readouterr().out
     assert "an expert of all layers" in said
     assert "8 at a time" in said
-    assert re.search(r"hash: with 2 of 8 in memory .* of what a token asks for is there, .* by chance", said)
+    assert re.search(r"hash: with 2 of 8 in memory .* of the requests for an expert find it there, .* by chance", said)
     assert "equal, to the bit" in said
     assert "Bytes read per token with 25% of the experts in memory, fewest first: sequence" in said
     header, *rows = csv.reader((out / "serve_cost.csv").open())

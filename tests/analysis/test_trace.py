@@ -1,12 +1,25 @@
 """Traces by hand: what LRU reads, what Belady's rule reads, what is asked for; and the rule against trying everything."""
 
 import functools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from experts.offload import Recent
-from routelab.analysis.trace import by_batch, fewest_misses, in_use, misses_of, optimum, replay, shuffled, trace_of
+from routelab.analysis.trace import (
+    Trace,
+    by_batch,
+    fewest_misses,
+    hit_rate,
+    in_use,
+    misses_of,
+    optimum,
+    replay,
+    shuffled,
+    trace_of,
+)
+from routelab.comparison.statistics import mean_interval
 
 ONE_BY_ONE = [0, 1, 2, 0, 3, 0, 1]
 
@@ -127,6 +140,36 @@ def test_layers_with_slots_of_their_own():
     assert read.tolist() == [0, 1, 0, 0, 1, 0, 0, 1, 0, 0, 0, 1]
     assert fewest_misses(trace, 1, [0, 2, 1, 3], per_layer=True).sum() <= read.sum()
     assert not misses_of(trace, 2, [0, 2, 1, 3], per_layer=True).any()
+
+
+def test_hits_are_requests_that_find_their_expert():
+    """Two batches of two counted requests each; the prompts' requests, misses all of them, are left out."""
+    trace = Trace([[0], [0, 1], [1], [0], [2, 3], [3, 0]], np.repeat([0, 1], 3), np.array([False, True, True] * 2), 1, 2)
+    found = hit_rate(trace, np.array([1, 1, 0, 1, 2, 1]))
+    # 3 asked for and 1 read, then 4 and 3: of 7, 3 were there.
+    assert found.mean == pytest.approx(3 / 7)
+    assert (found.low, found.high) == (0, 1), "two batches bound it by nothing"
+    assert hit_rate(trace, np.zeros(6)).mean == 1
+    assert hit_rate(trace, trace.asked).mean == 0
+    assert np.isnan(hit_rate(replace(trace, units=[[]] * 6), np.zeros(6)).mean), "nothing was asked for"
+
+
+def test_the_interval_of_a_hit_rate_is_that_of_a_mean_where_all_ask_alike():
+    hits = [4, 7, 5, 6, 8]
+    trace = Trace([list(range(10))] * 5, np.arange(5), np.ones(5, dtype=bool), 1, 1)
+    found, wanted = hit_rate(trace, 10 - np.array(hits)), mean_interval([each / 10 for each in hits])
+    assert (found.mean, found.low, found.high) == pytest.approx((wanted.mean, wanted.low, wanted.high))
+
+
+def test_adapters_that_take_turns_are_read_in_every_layer_and_hit_by_one_in_three():
+    """Three texts at a time with an adapter each, two layers, room for one: each layer finds the one that was read last, and
+    reads two, each of which is the adapter of both layers. Counted in bytes that would be less than nothing."""
+    chosen = np.eye(3, dtype=bool)[:, None].repeat(5, 1)
+    trace = trace_of([chosen, chosen], 3, 1, lambda layer, expert: expert)
+    read = misses_of(trace, 1, [0, 1, 2])
+    assert read[trace.counted].tolist() == [2, 2] * 4
+    assert hit_rate(trace, read).mean == pytest.approx(1 / 3)
+    assert by_batch(trace, read) / trace.tokens == pytest.approx(4 / 3), "units a token"
 
 
 def test_experts_in_use_by_hand():
