@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +21,7 @@ from routelab.data.contract import DataSet, load
 from routelab.training.arms import ArmChoice
 from routelab.training.config import Resolved, resolve, seed_list
 from routelab.training.loop import RunSpec
-from routelab.training.matching import match_arms
+from routelab.training.matching import match_arms, reference_of
 from routelab.training.settings import Config
 from routelab.training.store import absolute, shown
 from routers.errors import UsageError, unknown
@@ -78,7 +78,7 @@ class Sweep:
                 "budget.times and init.take=flops give an arm a budget of its own; a sweep tunes all with the same one"
             )
         check_keys(wanted, self.choices)
-        self.reference = _reference(self.choices, config.match.reference)
+        self.reference = reference_of(self.choices, config.match)
         spaces = [(choice, space_of(choice, wanted, self.sampler.name == "grid")) for choice in self.choices]
         every = [SweepArm(choice.label, choice, space, space.dimensions()) for choice, space in spaces]
         self.arms = [arm for arm in every if arm.dimensions]
@@ -269,10 +269,6 @@ def open_sweep(studies: Studies) -> Sweep:
     sweep = Sweep(found)
     sweep.check(studies)
     return sweep
-
-
-def _reference(choices: Sequence[ArmChoice], name: str) -> ArmChoice | None:
-    return next((choice for choice in choices if name in (choice.label, choice.spec.name)), None)
 
 
 def _at(tree: Any, key: str) -> Any:

@@ -12,8 +12,8 @@ from baselines.task import Task
 from experts.kinds import FeedForward
 from routelab.data.contract import DataSet
 from routelab.training.arms import ArmChoice
-from routelab.training.matching import Matched, match_arms
-from routelab.training.settings import Budget, Config, Match
+from routelab.training.matching import Matched, match_arms, reference_of
+from routelab.training.settings import Budget, Config
 from routers.errors import UsageError
 
 ISOFLOP_SIZES = (0.25, 0.5, 1.0, 2.0, 4.0)
@@ -79,12 +79,6 @@ def rows_of(config: Config, data: DataSet, choices: Sequence[ArmChoice]) -> tupl
         if labels.count(label) > 1:
             raise UsageError(f"two rows are labelled {label!r}; rename the arm, or leave out the ladder's rung of that name")
     return rows, reference.label if reference else None
-
-
-def reference_of(choices: Sequence[ArmChoice], match: Match) -> ArmChoice | None:
-    """The arm that others are compared with: the one labelled `match.reference`, else the first of that name."""
-    by_label = [choice for choice in choices if choice.label == match.reference]
-    return next(iter([*by_label, *(choice for choice in choices if choice.spec.name == match.reference)]), None)
 
 
 def ladder_rows(rows: Sequence[Row], reference: str) -> Iterator[Row]:

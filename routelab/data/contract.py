@@ -95,6 +95,8 @@ def check_data(data: object) -> None:
             raise ValueError(f"{name} has inputs of shape {tuple(batch.inputs.shape[1:])}; the task says {task.inputs.shape}")
         if batch.inputs.is_floating_point() and not bool(torch.isfinite(batch.inputs).all()):
             raise ValueError(f"{name} has inputs that are not finite")
+        if batch.targets.is_floating_point() and not bool(torch.isfinite(batch.targets).all()):
+            raise ValueError(f"{name} has targets that are not finite")
         if task.kind == "classification":
             if batch.targets.dtype != torch.int64:
                 raise ValueError(f"the labels of {name} must be int64; got {batch.targets.dtype}")

@@ -56,8 +56,10 @@ def table_data(
     """A data set from numbers (N, F), category columns (N,), and targets (N,): class numbers from 0, or values.
 
     parts: the rows of the training, validation and test splits. Numbers and regression targets are standardised, and
-    categories coded, by the training rows; see `standardise` and `code`.
+    categories coded, by the training rows; see `standardise` and `code`. ValueError for a target that is missing.
     """
+    if not np.isfinite(targets.astype(np.float64)).all():
+        raise ValueError("a target is missing or not finite; leave out such rows")
     train = parts[0]
     coded = [code(column, train) for column in (categories or {}).values()]
     columns = [standardise(numbers, train), *(values[:, None] for values, _ in coded)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 import traceback
@@ -136,6 +137,9 @@ def execute(
             _outside(arm, data, module)
         else:
             _inside(arm, data, module, spec, folder, test)
+        for name, found in (("validation", module.validation), ("test", module.test)):
+            if not math.isfinite(found.get("loss", 0.0)):
+                raise NotFiniteError(f"the {name} loss was {found['loss']} at step {module.step}")
         record["status"] = "ok"
     except StoppedError as error:
         record |= {"status": "stopped", "error": str(error)}

@@ -48,11 +48,16 @@ class Matched:
     """Why the arm could not even be asked what it costs (a plugin's mistake); it is reported as failed, the others run."""
 
 
+def reference_of(choices: Sequence[ArmChoice], match: Match) -> ArmChoice | None:
+    """The arm that others are matched to and compared with: the one labelled `match.reference`, else the first of that name."""
+    by_label = [choice for choice in choices if choice.label == match.reference]
+    return next(iter([*by_label, *(choice for choice in choices if choice.spec.name == match.reference)]), None)
+
+
 def match_arms(choices: Sequence[ArmChoice], task: Task, match: Match) -> list[Matched]:
     """Settle every arm's widths.
 
-    The reference is the arm labelled (or named) `match.reference`; if there is none, arms keep their sizes and ratios are
-    to the first arm.
+    Without a reference (see `reference_of`) arms keep their sizes, and ratios are to the first arm.
 
     An arm whose size or options are wrong is a UsageError, and nothing runs. But one that is not built in may be wrong by
     itself: then it is reported as failed (`Matched.error`) and the others run, unless they are to be matched to it.
@@ -64,7 +69,7 @@ def match_arms(choices: Sequence[ArmChoice], task: Task, match: Match) -> list[M
             built[choice.label] = make_arm(choice.spec, task, 0, sizing=True)
         except PluginError as error:
             broken[choice.label] = str(error)
-    reference = next((c for c in choices if match.reference in (c.label, c.spec.name)), None)
+    reference = reference_of(choices, match)
     name, asked = MEASURES.get(match.on, MEASURES["flops_per_example"])
 
     def measure(arm: Arm) -> float | None:

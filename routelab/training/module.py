@@ -317,7 +317,7 @@ class TrainingModule(pl.LightningModule):
         share = min(max((share - begin) / max(self._stage_end() - begin, 1e-9), 0.0), 1.0)
         warm = self.settings.warmup if stage.warmup is None else stage.warmup
         if share < warm:
-            # Half a step ahead, so that the first step has a rate above 0.
+            # The first step, too, has a rate above 0.
             return self.settings.lr * max(share / warm, 0.02)
         rest = (share - warm) / (1 - warm)
         shape = stage.schedule or self.settings.schedule

@@ -15,7 +15,10 @@ DEFAULT_STEPS = 300
 
 @dataclass
 class Budget:
-    """When a run ends; exactly one is set (steps=300 if none is). flops: model FLOPs of training."""
+    """When a run ends; exactly one is set (steps=300 if none is).
+
+    flops: model FLOPs of training. Rows that capacity dropped are not among them, so an arm that drops takes more steps.
+    """
 
     flops: float | None = None
     steps: int | None = None
@@ -90,9 +93,10 @@ class Tracking:
 
 @dataclass
 class Verdict:
-    """What a claim is held to. margin: arms whose log losses differ by less are called equivalent. level: of all claims of a
-    comparison together. pairs: labels of arms that are judged against each other too, the first of each against the second.
-    With seeds=auto, first and most: seeds of every arm to begin with, and at the end."""
+    """What a claim is held to. margin: arms whose log losses differ by less are called equivalent. level: of all differences
+    from the reference that are claimed, of all equivalences, and of each of the two in `pairs`. pairs: labels of arms that are
+    judged against each other too, the first of each against the second. With seeds=auto, first and most: seeds of every arm to
+    begin with, and at the end; level is then of differences and equivalences together."""
 
     margin: float = 0.01
     level: float = 0.05

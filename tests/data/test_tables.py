@@ -71,6 +71,13 @@ def test_table_data_puts_codes_after_numbers():
     assert found.test.targets.tolist() == [[5.0]]
 
 
+def test_a_missing_target_is_no_mean():
+    with pytest.raises(ValueError, match="a target is missing or not finite"):
+        table_data(
+            "toy", np.zeros((3, 1)), np.array([1.0, np.nan, 2.0]), [np.array([i]) for i in range(3)], "x", regression=True
+        )
+
+
 def test_clock_times_are_minutes():
     assert _minutes([5, 59, 100, 2359]).tolist() == [5, 59, 60, 1439]
 

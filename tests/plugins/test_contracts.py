@@ -1,5 +1,7 @@
 """What a plugin may not do, each in one sentence that names the plugin and the rule."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -227,6 +229,12 @@ def data(**changes):
         (lambda: data(targets=torch.arange(5)), "test has 6 inputs and 5 targets; it must have as many of both"),
         (lambda: data(targets=torch.arange(6)), "labels of test run from 0 to 5; they must be 0 to 2"),
         (lambda: data(targets=torch.zeros(6)), "labels of test must be int64; got torch.float32"),
+        (
+            lambda: replace(
+                data(targets=torch.full((6, 1), torch.nan)), task=Task("m", "regression", InputSpec("table", (2,)), 1)
+            ),
+            "test has targets that are not finite",
+        ),
         (lambda: {}["gone"], "cannot be built: KeyError: 'gone'"),
         ("text", "broke the contract: it must be a function that returns a DataSet; it is of type str"),
     ],

@@ -84,6 +84,14 @@ def test_a_loss_that_is_not_finite_is_recorded_with_its_step(data):
     assert "optimizer.lr" in record["error"]
 
 
+def test_a_test_loss_that_is_not_finite_fails_the_run(data):
+    """Of an example as no other: written as it stands it would be a loss of null, and no later call could read the table."""
+    far = replace(data, test=replace(data.test, inputs=data.test.inputs * torch.inf))
+    record = execute(spec("dense"), data=far).record
+    assert (record["status"], record["test"]["accuracy"] <= 1.0) == ("failed", True)
+    assert record["error"].startswith("the test loss was nan at step 6")
+
+
 def test_a_broken_router_is_a_failed_record(data):
     with only_for_now(ROUTERS):
 

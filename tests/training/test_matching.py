@@ -85,3 +85,11 @@ def test_nominal_training_flops_are_those_of_a_dropless_step(arm):
     index = torch.arange(16)
     spent = float(built.loss(data.train.select(index), index).flops.model) / 16
     assert spent == pytest.approx(built.train_flops_per_example())
+
+
+def test_the_reference_is_the_arm_of_that_label_whichever_of_its_name_comes_first():
+    found = matched(["arms=[{name: dense, label: narrow, backbone.hidden: 64},switch,dense]", "match.tolerance=0.7"])
+    assert [arm.choice.label for arm in found if arm.ratio == 1.0] == ["dense"]
+    assert found[2].choice.spec.get("backbone.hidden") is None, "the reference keeps its own width"
+    assert found[1].ratio == pytest.approx(1.0, abs=0.1)
+    assert found[0].ratio < 0.6
