@@ -107,9 +107,10 @@ class Distilled(Arm):
         """What the teacher makes of a batch."""
         if self._recorded is not None:
             assert self._train is not None
-            self.teacher.to(batch.inputs.device)
+            device = batch.inputs.device
+            self.teacher.to(device)
             # A resumed run comes here at another step, and must draw the same numbers after it.
-            with torch.random.fork_rng(devices=[]):
+            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
                 restore(self.teacher, self._recorded.state(), self._train)
             self.teacher.requires_grad_(False).eval()
             self._recorded = self._train = None

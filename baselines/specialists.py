@@ -200,8 +200,9 @@ class Specialists(Arm):
         found = []
         model: float | Tensor = 0.0
         executed: float | Tensor = 0.0
-        for number in range(self.count):
-            mine = (part_B == number).nonzero().squeeze(1)
+        # One wait for a GPU, however many specialists there are.
+        sizes = (part_B == torch.arange(self.count, device=part_B.device).unsqueeze(1)).sum(1).tolist()
+        for number, mine in enumerate(part_B.argsort(stable=True).split(sizes)):
             if len(mine):
                 out = self.members.one(number, batch.select(mine))
                 found.append((mine, out.values[0]))

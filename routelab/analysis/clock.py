@@ -41,6 +41,9 @@ _PER_SIZE = 30.0
 """Seconds of one size after which there are only `_FEWEST_ROUNDS`."""
 _TOKENS = 8
 """Tokens that are decoded in one pass, after a context of half a window."""
+_FULL = ("DefaultCPUAllocator", "ALLOC_FAILED")
+"""What errors say that have no type of their own where memory is out: torch on a CPU, and NVIDIA's libraries. The word memory alone
+would take an illegal access to it for one."""
 _ROOM = 0.8
 """Part of the free memory that a pass may be expected to take."""
 
@@ -156,8 +159,7 @@ def _warm(arm: SingleBackbone, batch: Batch, mode: str, now: Callable[[], float]
         timed.once()
         taken = now() - started
     except (RuntimeError, MemoryError) as error:
-        # On a CPU torch says so in words alone.
-        if "memory" not in str(error).lower() and not isinstance(error, MemoryError):
+        if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and not any(each in str(error) for each in _FULL):
             raise
         return "memory is out"
     return f"a pass takes {taken:.1f} s, longer than {longest:g} s" if taken > longest else replace(timed, seconds=taken)
@@ -248,7 +250,9 @@ def _undecodable(arm: SingleBackbone) -> str | None:
 def _free(device: torch.device) -> int | None:
     """Bytes that a pass could still take; None where nobody says."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        # What torch keeps of freed tensors is taken from the device, but free for the next ones.
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + kept
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:

@@ -154,8 +154,9 @@ def sentences(found: Sequence[Found], share: float = 0.25) -> list[str]:
     timed = [row for each in found for row in each["rows"] if "outputs_equal" in row]
     if timed and all(row["outputs_equal"] for row in timed):
         apart = max(row["outputs_apart"] for row in timed)
+        exact = "to the bit" if all(each["device"] == "cpu" for each in found) else "up to the rounding of a GPU's sums"
         said.append(
-            "Outputs with experts on disk equal, to the bit, those with all of them in memory one by one; the kernels that the model "
+            f"Outputs with experts on disk equal, {exact}, those with all of them in memory one by one; the kernels that the model "
             f"itself takes round otherwise, by up to {short(apart, 2)}."
         )
     elif timed:

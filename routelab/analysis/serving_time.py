@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -84,11 +85,13 @@ def timed_steps(
     settings = [offloaded(number) for number in slots]
     everyone = [plain, whole, *settings]
     apart, equal, began = 0.0, True, time.monotonic()
+    # On a GPU some sums have no order of their own, so that two passes alike may differ in the last bits.
+    same = torch.equal if next(run.arm.parameters()).device.type == "cpu" else partial(torch.allclose, rtol=1e-3, atol=1e-4)
     for number, batch in enumerate(_batches(run, size)):
         if len(plain.seconds) >= options.steps or (number > 1 and time.monotonic() - began > _LONGEST):
             break
         for outputs in _steps(run, how, batch, everyone, number, timed=number > 0, limit=options.steps):
-            equal = equal and all(torch.equal(other, outputs[1]) for other in outputs[2:])
+            equal = equal and all(same(other, outputs[1]) for other in outputs[2:])
             apart = max(apart, float((outputs[0] - outputs[1]).abs().max()))
     base, tokens = np.array(plain.seconds), 1 if how.mode == "decode" else run.arm.network.positions
     rows: dict[int, dict[str, Any]] = {}

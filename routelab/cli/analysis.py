@@ -93,6 +93,8 @@ def _whole_numbers(option: str, text: str, example: str) -> list[int]:
 
 
 def _clock_table(found: dict[str, Any]) -> Table:
+    from routelab.analysis.stopwatch import PARTS
+
     unit = "tokens/s" if found["positions"] else "examples/s"
     grid = Table(header_style="")
     for name in (
@@ -104,7 +106,7 @@ def _clock_table(found: dict[str, Any]) -> Table:
         "ms",
         unit,
         "mixture's time over it",
-        *found["rows"][0]["parts"],
+        *PARTS,
     ):
         grid.add_column(name, justify="left" if name in ("what", "model") else "right", no_wrap=True)
     for row in found["rows"]:

@@ -11,15 +11,17 @@ from torch import nn
 
 
 class Footprint:
-    """The peak from here on: of the device's memory on a GPU, else of the process's, above what it held at the start.
+    """The peak from here on, above what was held at the start: of what tensors take on a GPU, else of the process's memory.
 
     On Linux only where there is no GPU: elsewhere the peak is None. A process's peak includes what libraries load on first use.
     """
 
     def __init__(self) -> None:
         self._start: int | None = None
+        self._start_on_gpu = 0
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
+            self._start_on_gpu = torch.cuda.memory_allocated()
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")
             self._start = _status("VmRSS")
@@ -27,7 +29,7 @@ class Footprint:
     def peak(self, device: torch.device) -> int | None:
         """Bytes."""
         if device.type == "cuda":
-            return torch.cuda.max_memory_allocated(device)
+            return torch.cuda.max_memory_allocated(device) - self._start_on_gpu
         now = _status("VmHWM")
         return None if now is None or self._start is None else max(0, now - self._start)
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from scipy import stats
 from experts.bank import ExpertBank
 from experts.kinds import FeedForward
 from experts.mixture import MixtureLayer
-from routelab.analysis.clock import Settings, clock
+from routelab.analysis.clock import WHOLE, Settings, _warm, clock
 from routelab.analysis.clock_figures import figures_of, table
 from routelab.analysis.clock_words import sentences
 from routelab.analysis.rivals import EQUAL_FLOPS, EQUAL_PARAMETERS, MIXTURE
@@ -163,11 +164,37 @@ def test_a_run_on_the_clock_from_end_to_end(tmp_path, capsys):
     assert (output / "figures/latency.png").read_bytes()[:4] == b"\x89PNG"
     assert (output / "figures/parts.csv").is_file()
     assert found["stopped"] == []
-    # The same run, where no pass may take any time at all.
+    # The same run, where no pass may take any time at all: there is a table without rows, and the sentences say why.
+    command = ["clock", str(run), "--sizes", "1", "--longest", "1e-9", "--output", str(output)]
+    assert guarded(lambda: app(command, standalone_mode=False)) == 0
+    assert "The mixture was not timed from batch 1 on" in capsys.readouterr().out
     stopped = clock(open_run(str(run), None), Settings([1, 4], 2, 1e-9))
     assert not stopped["rows"]
     assert {stop["arm"] for stop in stopped["stopped"]} == {MIXTURE, EQUAL_FLOPS, EQUAL_PARAMETERS}
     assert sentences(stopped)[0].startswith("The mixture was not timed from batch 1 on, on windows of 16 tokens: a pass takes")
+
+
+@pytest.mark.parametrize(
+    ("error", "stops"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), True),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes."), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
+    ],
+)
+def test_memory_that_is_out_ends_a_model_and_a_broken_kernel_ends_the_clock(error, stops):
+    class Broken:
+        inputs = mask = None
+
+        def network(self, inputs, mask):
+            raise error
+
+    if stops:
+        assert _warm(Broken(), Broken(), WHOLE, time.perf_counter, 1.0) == "memory is out"
+    else:
+        with pytest.raises(RuntimeError, match="illegal memory access"):
+            _warm(Broken(), Broken(), WHOLE, time.perf_counter, 1.0)
 
 
 @pytest.mark.parametrize(
