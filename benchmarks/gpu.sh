@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in under ten minutes: tests, layer and loop benchmarks, a real comparison on `domains`, and its
-# mixture on the clock.
+# Everything that needs a GPU, in under ten minutes (the parts' limits add up to 575 s): tests, layer and loop benchmarks, a real
+# comparison on `domains`, its mixture on the clock, and served from little memory.
 #
 #   bash benchmarks/gpu.sh [FOLDER]
 #
@@ -36,12 +36,16 @@ part() { # name, seconds, command...
   fi
   echo "== $name took $((SECONDS - started)) s"
 }
-part tests 190 python3 -m pytest -q -p no:cacheprovider -o addopts=--import-mode=importlib -m gpu tests/gpu
-part layer 80 python3 benchmarks/layer.py --device cuda
-part loop 80 python3 benchmarks/loop.py --rounds 3 --arms dense switch top2
-part domains 180 python3 -c 'from routelab.cli.app import main; main()' compare configs/language.yaml \
+# A process for each file: most of a small run's time is the host's.
+part tests 180 bash -c 'printf "%s\n" tests/gpu/test_*.py | xargs -P 3 -n 1 python3 -m pytest -q -p no:cacheprovider \
+  -o addopts=--import-mode=importlib -m gpu'
+part layer 75 python3 benchmarks/layer.py --device cuda
+part loop 75 python3 benchmarks/loop.py --rounds 3 --arms dense switch top2
+part domains 160 python3 -c 'from routelab.cli.app import main; main()' compare configs/language.yaml \
   "output=$out/domains" tracking.uri=null seeds=2 workers=4 backbone.d_model=256 backbone.depth=6 backbone.heads=8 \
   data.bytes_per_domain=null trainer.batch_size=128 budget.seconds=15
-part clock 60 python3 -c 'from routelab.cli.app import main; main()' clock "$out/domains/topk-s0" --sizes 1,16,256,4096 \
+part clock 45 python3 -c 'from routelab.cli.app import main; main()' clock "$out/domains/topk-s0" --sizes 1,16,256,4096 \
   --rounds 9 --longest 2 --output "$out/clock"
+part serve 40 python3 -c 'from routelab.cli.app import main; main()' serve-cost "$out/domains/topk-s0" --slots 12,24 \
+  --steps 16 --output "$out/serving"
 exit $status
