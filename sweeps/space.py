@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
@@ -58,6 +59,11 @@ class Pinned:
 
 
 Wish = Range | Choices | Pinned
+Ask = Callable[[str, BaseDistribution], Any]
+"""Answers a name and its distribution with a value."""
+
+_MANY = 100
+"""A distribution of more values than these is taken to go with everything."""
 
 
 def wishes(search: Mapping[str, Any]) -> dict[str, Wish]:
@@ -112,7 +118,7 @@ class Asked:
     ask: hands a name and its distribution to Optuna, or to whoever records the space.
     """
 
-    def __init__(self, ask: Callable[[str, BaseDistribution], Any], prefix: str, wanted: Mapping[str, Wish]) -> None:
+    def __init__(self, ask: Ask, prefix: str, wanted: Mapping[str, Wish]) -> None:
         self._ask, self._prefix, self._wanted = ask, prefix, wanted
 
     def suggest_float(self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False) -> float:
@@ -145,14 +151,85 @@ class Space:
     """The search space of one arm. only: None, or the names that are searched; others keep the configuration's values.
 
     What the arm's own entry in `arms` says is not searched, or its label would not be true, unless `search` names it.
+
+    buildable: whether an arm can be built. What an option may be can depend on others (`top_k` on `experts.count`), which the
+    arm's constructors know, so they are asked. None: all values go with all others.
     """
 
     choice: ArmChoice
     wanted: Mapping[str, Wish] = field(default_factory=dict)
     only: frozenset[str] | None = None
+    buildable: Callable[[ArmChoice], bool] | None = None
+    _known: dict[str, bool] = field(default_factory=dict, compare=False, repr=False)
 
-    def suggest(self, ask: Callable[[str, BaseDistribution], Any]) -> Settings:
-        """The settings of one trial. ask(name, distribution) returns a value, as `Trial._suggest` of Optuna would."""
+    def suggest(self, ask: Ask) -> Settings:
+        """The settings of one trial. ask(name, distribution) returns a value, as `Trial._suggest` of Optuna would.
+
+        Where the arm cannot be built with what was drawn, one value gives way to the nearest that goes with the others: the last
+        that can. If there is none, the settings stay as they were drawn, and their trial says why it failed.
+        """
+        return self._agreed(ask)[0]
+
+    def _agreed(self, ask: Ask, keep: Collection[str] = ()) -> tuple[Settings, dict[str, Any]]:
+        """Settings, and the answers that they come from. keep: names that do not give way."""
+        dimensions: dict[str, BaseDistribution] = {}
+        answers: dict[str, Any] = {}
+
+        def noted(key: str, distribution: BaseDistribution) -> Any:
+            if key not in answers:
+                dimensions[key], answers[key] = distribution, ask(key, distribution)
+            return answers[key]
+
+        settings = self._drawn(noted)
+        if self._fits(settings, dimensions):
+            return settings, answers
+        for key in [name for name in reversed(answers) if name not in keep]:
+            for other in _others(dimensions[key], answers[key]):
+                changed = self._drawn(partial(_exchanged, noted, key, other))
+                if self._fits(changed, dimensions):
+                    return changed, answers | {key: other}
+        return settings, answers
+
+    def _fits(self, settings: Settings, dimensions: Mapping[str, BaseDistribution]) -> bool:
+        """Whether the arm can be built with these settings. What has no few values goes with everything, so little is built."""
+        if self.buildable is None:
+            return True
+        loose = {key for key, distribution in dimensions.items() if not _few(distribution)}
+        key = repr([(name, value) for name, value in settings.items() if name not in loose])
+        if key not in self._known:
+            self._known[key] = self.buildable(apply(self.choice, settings))
+        return self._known[key]
+
+    def narrowed(self) -> Space:
+        """The space without the values with which the arm cannot be built, whatever one other value is."""
+        dimensions = self.dimensions()
+        kept: dict[str, Wish] = {}
+        for key, distribution in dimensions.items():
+            values = _few(distribution)
+            if isinstance(distribution, IntDistribution) and values:
+                # Of a range only the ends are asked for, and what is next to them where they are refused.
+                low = next((value for value in values if self._possible(dimensions, key, value)), None)
+                high = next((value for value in reversed(values) if self._possible(dimensions, key, value)), None)
+                if low is not None and high is not None and (low, high) != (values[0], values[-1]):
+                    kept[key] = Range(low, high, distribution.log, distribution.step) if low < high else Pinned(low)
+            elif isinstance(distribution, CategoricalDistribution):
+                possible = tuple(value for value in values if self._possible(dimensions, key, value))
+                if 0 < len(possible) < len(values):
+                    kept[key] = Choices(possible) if len(possible) > 1 else Pinned(possible[0])
+        return replace(self, wanted={**self.wanted, **kept}) if kept else self
+
+    def _possible(self, dimensions: Mapping[str, BaseDistribution], key: str, value: Any) -> bool:
+        """Whether the arm can be built with this value, the others being where the search begins, or one of them elsewhere."""
+        settings, _ = self._agreed(partial(self._at, {key: value}), {key})
+        return self._fits(settings, dimensions)
+
+    def _at(self, point: Settings, key: str, distribution: BaseDistribution) -> Any:
+        """The value of a point, or else of where the search begins: the configuration's, or the first of the range."""
+        now = point[key] if key in point else self.current(key)
+        return now if contains(distribution, now) else _first(distribution)
+
+    def _drawn(self, ask: Ask) -> Settings:
+        """The settings that the answers make, whether they go together or not."""
         chosen: Settings = {}
         asked: set[str] = set()
         wanted = {**{key: Pinned(self.current(key)) for key in self.choice.own}, **self.wanted}
@@ -170,6 +247,8 @@ class Space:
                 raise
             except Exception as error:
                 raise PluginError(f"arm {self.choice.label!r}: suggest failed: {type(error).__name__}: {error}") from error
+            if not isinstance(given, Mapping):
+                raise PluginError(f"arm {self.choice.label!r}: suggest failed: it must return a dict, and returned {given!r}")
             chosen |= {f"{prefix}{key}": value for key, value in _flat(given).items()}
         for key, wish in self.wanted.items():
             if key not in asked and takes(self.choice, key):
@@ -196,10 +275,9 @@ class Space:
 
         def record(key: str, distribution: BaseDistribution) -> Any:
             found[key] = distribution
-            now = self.current(key)
-            return now if contains(distribution, now) else _first(distribution)
+            return self._at({}, key, distribution)
 
-        self.suggest(record)
+        self._drawn(record)
         return found
 
     def current(self, key: str) -> Any:
@@ -236,6 +314,8 @@ class Space:
         for more in ({}, *({f"router.{key}": value for key, value in _flat(each).items()} for each in published)):
             point = {**own, **more}
             inside = {k: v for k, v in point.items() if k in dimensions and contains(dimensions[k], v)}
+            _, agreed = self._agreed(partial(self._at, inside), set(more))
+            inside = {key: agreed.get(key, value) for key, value in inside.items()}
             if set(more) <= set(inside) and inside and inside not in found:
                 found.append(inside)
         return found
@@ -261,6 +341,28 @@ def points(distribution: BaseDistribution) -> list[Any] | None:
         return None
     count = round((distribution.high - distribution.low) / distribution.step) + 1
     return [distribution.low + i * distribution.step for i in range(count)]
+
+
+def _few(distribution: BaseDistribution) -> list[Any]:
+    """All values of a distribution that has few of them; empty for one that has not."""
+    if isinstance(distribution, IntDistribution) and distribution.high - distribution.low > _MANY * distribution.step:
+        return []
+    found = points(distribution) or []
+    return found if len(found) <= _MANY else []
+
+
+def _others(distribution: BaseDistribution, value: Any) -> list[Any]:
+    """The other values of a distribution that has few, the nearest in their order first."""
+    values = _few(distribution)
+    if value not in values:
+        return []
+    at = values.index(value)
+    return [values[i] for i in sorted(range(len(values)), key=lambda i: abs(i - at)) if i != at]
+
+
+def _exchanged(ask: Ask, key: str, value: Any, name: str, distribution: BaseDistribution) -> Any:
+    """The answers of `ask`, but for `key`, which has this value."""
+    return value if name == key else ask(name, distribution)
 
 
 def in_words(distribution: BaseDistribution) -> str:
@@ -323,14 +425,19 @@ def apply(choice: ArmChoice, settings: Mapping[str, Any]) -> ArmChoice:
     return replace(choice, spec=spec, optimizer=optimizer, rates=(optimizer.lr,))
 
 
-def space_of(choice: ArmChoice, wanted: Mapping[str, Wish], grid: bool) -> Space:
-    """The search space of an arm. Several `optimizer.lr` are choices. grid: only names in `search` are searched."""
+def space_of(
+    choice: ArmChoice, wanted: Mapping[str, Wish], grid: bool, buildable: Callable[[ArmChoice], bool] | None = None
+) -> Space:
+    """The search space of an arm. Several `optimizer.lr` are choices. grid: only names in `search` are searched.
+
+    buildable: whether an arm can be built; values with which it never can are left out.
+    """
     mine = {full: wish for key, wish in wanted.items() if takes(choice, full := in_full(choice, key))}
     if len(choice.rates) > 1:
         mine.setdefault("optimizer.lr", Choices(choice.rates))
     if arm_class(choice.spec.name).fit_outside_loop:
         return Space(choice, {}, frozenset())
-    space = Space(choice, mine, frozenset(mine) if grid else None)
+    space = Space(choice, mine, frozenset(mine) if grid else None, buildable).narrowed()
     if grid:
         for key, distribution in space.dimensions().items():
             if points(distribution) is None:

@@ -137,7 +137,7 @@ class Studies:
             "flops_budget": arm.flops,
             "seconds": sum(trial.user_attrs.get("spent", {}).get("seconds", 0.0) for trial in trials),
             "lost": sum(bool(gone(worker_of(trial) or "")) for trial in running),
-            "best": None if not best else {"trial": best[0].number, "values": best[0].values, "params": best[0].params},
+            "best": None if not best else {"trial": best[0].number, "values": best[0].values, "params": searched(best[0])},
             "front": [trial.number for trial in best],
             "done": not running and not room(arm, trials),
             "given_up": given_up(arm, trials),
@@ -197,6 +197,12 @@ def settings_of(trial: FrozenTrial) -> dict[str, Any]:
     """What a trial was trained with."""
     found: dict[str, Any] = trial.user_attrs.get(CLAIM, {}).get("settings", trial.params)
     return found
+
+
+def searched(trial: FrozenTrial) -> dict[str, Any]:
+    """Of what a trial was trained with, what was searched; not always what was drawn, see `Space.suggest`."""
+    settings = settings_of(trial)
+    return {key: settings.get(key, value) for key, value in trial.params.items()}
 
 
 def plain_best(studies: Studies) -> dict[str, Any]:

@@ -79,7 +79,8 @@ class Sweep:
             )
         check_keys(wanted, self.choices)
         self.reference = reference_of(self.choices, config.match)
-        spaces = [(choice, space_of(choice, wanted, self.sampler.name == "grid")) for choice in self.choices]
+        grid = self.sampler.name == "grid"
+        spaces = [(choice, space_of(choice, wanted, grid, self._buildable)) for choice in self.choices]
         every = [SweepArm(choice.label, choice, space, space.dimensions()) for choice, space in spaces]
         self.arms = [arm for arm in every if arm.dimensions]
         self.fixed = [arm for arm in every if not arm.dimensions]
@@ -106,6 +107,14 @@ class Sweep:
             )
 
         return arm.space.suggest(ask)
+
+    def _buildable(self, choice: ArmChoice) -> bool:
+        """Whether the parts of an arm take its settings."""
+        try:
+            make_arm(choice.spec, self.data.task, 0, sizing=True)
+        except UsageError:
+            return False
+        return True
 
     def settled(self, arm: SweepArm, settings: Settings) -> ArmChoice:
         """The arm with these settings, and its widths matched to the reference. UsageError if that cannot be."""

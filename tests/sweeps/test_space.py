@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from optuna.distributions import CategoricalDistribution, FloatDistribution
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from baselines.contract import arm_class, arm_names, make_arm
 from routelab.data.contract import load
@@ -17,10 +17,19 @@ from sweeps.space import apply, check_keys, points, space_of, wishes
 SMALL = ["backbone.d_model=16", "backbone.depth=1", "backbone.heads=2", "experts.count=4"]
 
 
-def space(name, search=None, *words, grid=False):
+def space(name, search=None, *words, grid=False, buildable=None):
     config = resolve([*SMALL, f"arms=[{name}]", *words]).config
     choice = arm_choices(config, config.arms)[0]
-    return space_of(choice, wishes(search or {}), grid)
+    return space_of(choice, wishes(search or {}), grid, buildable)
+
+
+def on_digits(choice):
+    """Whether an arm can be built for digits."""
+    try:
+        make_arm(choice.spec, load("digits").task, 0, sizing=True)
+    except UsageError:
+        return False
+    return True
 
 
 def test_the_space_of_an_arm_comes_from_its_optimizer_its_router_and_its_experts():
@@ -128,6 +137,9 @@ def test_a_plugin_brings_its_space_and_a_broken_one_is_named():
         Mine.suggest = classmethod(lambda cls, trial: 1 / 0)
         with pytest.raises(PluginError, match="arm 'mine': suggest failed: ZeroDivisionError"):
             space("mine").dimensions()
+        Mine.suggest = classmethod(lambda cls, trial: None)
+        with pytest.raises(PluginError, match="arm 'mine': suggest failed: it must return a dict, and returned None"):
+            space("mine").dimensions()
 
 
 def tuned_arms():
@@ -191,3 +203,72 @@ def test_an_arms_own_option_goes_by_its_short_and_its_full_name():
         assert found.dimensions()["options.members"].choices == (3, 5)
         assert key == "options.members" or key not in found.dimensions()
     assert space("bagging").starts()[0]["options.members"] == 8
+
+
+@pytest.mark.parametrize(
+    ("entry", "search", "key", "left"),
+    [
+        ("{name: topk, experts.count: 3}", {"router.top_k": [2, 3, 4]}, "router.top_k", CategoricalDistribution((2, 3))),
+        # One choice of weight 1 could not learn, so topk refuses it.
+        ("topk", {"experts.count": 3, "router.top_k": {"low": 1, "high": 8}}, "router.top_k", IntDistribution(2, 3)),
+        ("{name: topk, top_k: 8}", {}, "experts.count", CategoricalDistribution((8, 16))),
+        ("topk", {"experts.count": 2}, "router.top_k", None),
+        ("topk", {"backbone.heads": 4, "backbone.d_model": {"low": 10, "high": 20, "step": 2}}, "backbone.d_model",
+         IntDistribution(12, 20, step=2)),
+        # What no arm can be built with stays: its trials say why.
+        ("topk", {"experts.count": 2, "router.top_k": [4, 8]}, "router.top_k", CategoricalDistribution((4, 8))),
+    ],
+)  # fmt: skip
+def test_values_that_never_go_with_what_is_pinned_are_not_searched(entry, search, key, left):
+    assert space(entry, search, buildable=on_digits).dimensions().get(key) == left
+
+
+def test_values_that_do_not_go_together_are_not_drawn_together():
+    """The product of two lists, of which only some go together, and every one of whose values is drawn."""
+    entry = "{name: topk, renormalize: false}"
+    here = space(entry, {"experts.count": [2, 4], "router.top_k": [1, 2, 4]}, buildable=on_digits)
+    found = set()
+    for count in (2, 4):
+        for k in (1, 2, 4):
+            point = {"experts.count": count, "router.top_k": k}
+            settings = here.suggest(lambda key, each, point=point: point.get(key, getattr(each, "low", None)))
+            found.add((settings["experts.count"], settings["router.top_k"]))
+    # (2, 4) gives way in what was asked for last, by as little as can be.
+    assert found == {(2, 1), (2, 2), (4, 1), (4, 2), (4, 4)}
+
+
+def test_arms_are_built_once_for_every_combination_of_few_values():
+    built = []
+
+    def noted(choice):
+        built.append(choice)
+        return True
+
+    here = space("switch", buildable=noted)
+    before = len(built)
+    chance = random.Random(0)
+    for _ in range(50):
+        here.suggest(lambda key, each: chance.choice(each.choices) if hasattr(each, "choices") else chance.uniform(1, 2))
+    # Three numbers of experts, two scales.
+    assert len(built) <= 6
+    assert before < 6
+
+
+def test_a_published_setting_is_tried_with_what_goes_with_it():
+    with only_for_now(ROUTERS):
+
+        @register_router("mine")
+        class Mine(Router):
+            published = ({"top_k": 4},)
+            tuned_top_k = (1, 4)
+
+            def __init__(self, d_model: int, num_experts: int, *, top_k: int = 2) -> None:
+                super().__init__(d_model, num_experts)
+                if top_k > num_experts:
+                    raise ValueError(f"top_k is {top_k}; it must be at most {num_experts}")
+
+            def forward(self, inputs: RouterInput) -> Routing:
+                raise AssertionError("never asked")
+
+        starts = space("mine", {"experts.count": [2, 8]}, "experts.count=2", buildable=on_digits).starts()
+        assert [(start["experts.count"], start["router.top_k"]) for start in starts] == [(2, 2), (8, 4)]

@@ -294,3 +294,13 @@ def test_the_storage_is_what_optunas_own_tools_read(words):
     names = optuna.get_all_study_names("sqlite:///results/mine/study.db")
     assert names == ["mine/dense", "mine/switch"]
     assert isinstance(studies, Studies)
+
+
+def test_no_trial_fails_for_options_that_do_not_go_with_what_is_pinned(words):
+    """Of two experts nobody can choose four, nor of four eight: such trials are not drawn."""
+    arms = "arms=[{name: topk, experts.count: 2, renormalize: false, label: few}, {name: topk, top_k: 8, label: many}]"
+    sweep = Sweep(resolve(words("trials=12", arms, "sampler=random", "search.router.top_k=[1,2,4,8]", "trainer.checks=1")))
+    assert sweep.arms[0].dimensions["router.top_k"].choices == (1, 2)
+    studies = sweep.open()
+    work(sweep, studies)
+    assert studies.status()["states"] == {"COMPLETE": 12}
