@@ -120,6 +120,9 @@ class Router(nn.Module):
     follows: bool = False
     """True if the router looks at the logits of the mixture layer before, which an arm then hands it."""
 
+    whole_model: bool = False
+    """True if the first mixture layer chooses and all others take its choice: expert e of all layers is one specialist."""
+
     counts: ClassVar[Sequence[str]] = ()
     """Buffers that training forwards add to and `update` reads and clears; summed over processes before `update`."""
 
@@ -268,7 +271,8 @@ class Router(nn.Module):
         # Drawn on the CPU whatever the default device is: an arm may be sized on the meta device around this.
         x = torch.randn(groups, positions, self.d_model, generator=generator, device="cpu").to(reference.device)
         ids = torch.randint(0, getattr(self, "vocab_size", None) or 256, (groups, positions), generator=generator, device="cpu")
-        return RouterInput(x.requires_grad_(gradient), token_ids=ids.to(reference.device))
+        before = x.new_zeros(groups * positions, self.num_experts).requires_grad_(gradient) if self.follows else None
+        return RouterInput(x.requires_grad_(gradient), token_ids=ids.to(reference.device), before=before)
 
 
 def routed(router: Router, inputs: RouterInput) -> Routing:

@@ -101,10 +101,3 @@ class MoEPlusPlus(Router):
     @classmethod
     def zero_compute_kinds(cls, num_experts: int) -> Mapping[str, int]:
         return {"zero": 1, "copy": 1, "constant": max(num_experts // 4 - 2, 1)}
-
-    def _probe(self, groups: int, positions: int, gradient: bool = False) -> RouterInput:
-        inputs = super()._probe(groups, positions, gradient)
-        if not self.follows:
-            return inputs
-        before = inputs.x.new_zeros(groups * positions, self.num_experts)
-        return RouterInput(inputs.x, inputs.token_ids, inputs.mask, before.requires_grad_(gradient))

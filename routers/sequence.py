@@ -85,13 +85,6 @@ class Sequence(Router):
             )
         return inputs.before.view(groups, positions, -1)[:, 0]
 
-    def _probe(self, groups: int, positions: int, gradient: bool = False) -> RouterInput:
-        inputs = super()._probe(groups, positions, gradient)
-        if not self.follows:
-            return inputs
-        before = inputs.x.new_zeros(groups * positions, self.num_experts)
-        return RouterInput(inputs.x, inputs.token_ids, inputs.mask, before.requires_grad_(gradient))
-
 
 def mean_of_real(x: Tensor, mask: Tensor | None = None) -> Tensor:
     """Mean over the real positions of each group: x (G, S, D), mask (G, S) -> (G, D); 0 for a group without any."""

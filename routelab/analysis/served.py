@@ -11,14 +11,13 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from experts.mixture import MixtureLayer
 from routelab.analysis.observe import rerouted
 from routelab.analysis.runs import TrainedRun
 from routelab.backbones.decoder import Decoder
-from routers.contract import RouterInput, Routing, routed
+from routers.contract import Routing
 from routers.errors import UsageError
 from routers.plans import Plan, TopK
 
@@ -71,7 +70,7 @@ def most_slots(run: TrainedRun, options: Options) -> int:
 
 
 def _whole_model(layers: Sequence[MixtureLayer]) -> bool:
-    return len(layers) > 1 and all(getattr(layer.router, "whole_model", False) for layer in layers)
+    return len(layers) > 1 and all(layer.router.whole_model for layer in layers)
 
 
 def how_served(run: TrainedRun, options: Options) -> Served:
@@ -93,17 +92,10 @@ def how_served(run: TrainedRun, options: Options) -> Served:
     return Served("decode", per_text, whole_model, prompt)
 
 
-@torch.no_grad()
 def _one_choice(layer: MixtureLayer) -> bool:
     """Whether all tokens of a group go to the same experts with the same weights. Asked of the router on random tokens, so that it
-    holds for any router; a layer that takes the choice of another was asked there."""
-    router = layer.router
-    if router.follows and getattr(router, "whole_model", False):
-        return True
-    device = next(layer.experts.parameters()).device
-    x = torch.randn(2, _PROBED, router.d_model, generator=torch.Generator().manual_seed(0)).to(device)
-    ids = torch.arange(2 * _PROBED, device=device).view(2, -1) % (getattr(router, "vocab_size", None) or 256)
-    plan = routed(router, RouterInput(x, ids)).plan
+    holds for any router; a layer that takes the choice of another has it where that one has."""
+    plan = layer.router.probe_plan(2, _PROBED)
     if not isinstance(plan, TopK):
         return False
     parts = (value.view(2, _PROBED, -1) for value in (plan.expert, plan.weight))

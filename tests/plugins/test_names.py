@@ -8,14 +8,15 @@ from routers.errors import PluginError, PluginWarning, UsageError
 from routers.loading import load_plugin
 from routers.registry import register_router
 
-ROUTER = '''from routers import Router, register_router
+ROUTER = '''from routers import Blend, Router, Routing, register_router
 
 {decorator}
 class {name}(Router):
     """A router of {name}."""
 
     def forward(self, inputs):
-        raise NotImplementedError
+        weight = inputs.x_TD.new_full((len(inputs.x_TD), self.num_experts), 1 / self.num_experts)
+        return Routing(Blend(weight, self.num_experts))
 '''
 EXPERT = 'from torch import tanh\nfrom experts import Kind\n\nTANH = Kind(tanh)\n"""tanh(x up) down."""\n'
 BACKBONE = (

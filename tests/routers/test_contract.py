@@ -2,7 +2,10 @@
 
 import pytest
 import torch
+from torch import nn
 
+from routers.contract import Router, Routing
+from routers.plans import TopK
 from routers.topk import TopKRouter
 
 D, E = 8, 4
@@ -52,3 +55,23 @@ def test_cost_is_the_same_wherever_it_is_asked_for():
     assert expected.backward > 0
     with torch.inference_mode():
         assert router.cost(2, 5) == expected
+
+
+def test_a_router_that_follows_is_sized_with_the_logits_of_a_layer_before():
+    """It has no say without them, and its product with them costs FLOPs."""
+
+    class Following(Router):
+        follows = True
+
+        def __init__(self, d_model, num_experts):
+            super().__init__(d_model, num_experts)
+            self.weight = nn.Parameter(torch.ones(num_experts, num_experts))
+
+        def forward(self, inputs):
+            weight, expert = (inputs.before @ self.weight).softmax(-1).topk(1)
+            return Routing(TopK(expert, weight, self.num_experts))
+
+    router = Following(D, E)
+    assert router.nominal_rows(2, 6) == 12
+    assert router.cost(2, 6).forward == 2 * 12 * E * E
+    assert router.cost(2, 6).backward == 2 * (2 * 12 * E * E)

@@ -14,7 +14,7 @@ from routers.registry import ROUTERS, build_router, only_for_now, register_route
 from routers.topk import TopKRouter
 
 PLUGIN = '''"""A plugin."""
-from routers import Router, register_router
+from routers import Blend, Router, Routing, register_router
 
 @register_router("mine")
 class Mine(Router):
@@ -25,7 +25,8 @@ class Mine(Router):
         self.strength = strength
 
     def forward(self, inputs):
-        raise NotImplementedError
+        weight = inputs.x_TD.new_full((len(inputs.x_TD), self.num_experts), self.strength / self.num_experts)
+        return Routing(Blend(weight, self.num_experts))
 '''
 
 
@@ -100,11 +101,8 @@ def test_register_and_forget():
     with only_for_now(ROUTERS):
 
         @register_router("temporary")
-        class Temporary(Router):
+        class Temporary(TopKRouter):
             """For now."""
-
-            def forward(self, inputs):
-                raise NotImplementedError
 
         assert isinstance(build_router("temporary", d_model=4, num_experts=2), Temporary)
         assert ROUTERS.summary("temporary") == "For now."
