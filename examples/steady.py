@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from routelab import Router, RouterInput, Routing, TopK, register_router
-from routers.losses import balance_loss
+from routers.losses import balance_loss, token_mean
 
 
 @register_router("steady")
@@ -47,5 +47,4 @@ class Steady(Router):
 def disagreement(probs: Tensor, mask: Tensor | None = None) -> Tensor:
     """Mean over neighbouring real positions of 1 - sum_e p_e q_e; 0 where there are none. probs (G, S, E), mask (G, S)."""
     differ = 1 - (probs[:, 1:] * probs[:, :-1]).sum(-1)
-    real = torch.ones_like(differ) if mask is None else (mask[:, 1:] & mask[:, :-1]).to(differ.dtype)
-    return (differ * real).sum() / real.sum().clamp_min(1)
+    return token_mean(differ, None if mask is None else mask[:, 1:] & mask[:, :-1])

@@ -8,7 +8,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from routers.processes import gathered, processes, total
+from routers.processes import gathered, sharing, total
+
+
+def token_mean(value: Tensor, mask: Tensor | None = None) -> Tensor:
+    """The mean of `value` where `mask`, of its shape, is True; 0 where there is nothing to take it of.
+
+    In several processes the number is that of the whole batch, so that the mean of the processes' results is the result of
+    one process with all of it.
+    """
+    if mask is None:
+        return value.sum() / max(1, value.numel())
+    return sharing() * torch.where(mask, value, 0.0).sum() / total(mask.sum()).clamp_min(1)
 
 
 def balance_loss(probs: Tensor, expert: Tensor, mask: Tensor | None = None, shares: Tensor | None = None) -> Tensor:
@@ -29,7 +40,7 @@ def balance_loss(probs: Tensor, expert: Tensor, mask: Tensor | None = None, shar
     count = torch.zeros(experts, dtype=probs.dtype, device=probs.device).index_add_(0, flat, real.repeat_interleave(k))
     part = total(count) / (number * k)
     part = experts * part if shares is None else part / shares.to(part.dtype)
-    return processes() * torch.dot(part, (real @ probs) / number)
+    return sharing() * torch.dot(part, (real @ probs) / number)
 
 
 def sequence_balance_loss(probs: Tensor, expert: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -47,9 +58,7 @@ def sequence_balance_loss(probs: Tensor, expert: Tensor, mask: Tensor | None = N
     count_GE.scatter_add_(1, expert.flatten(1), real_GS.repeat_interleave(k, dim=1))
     mean_GE = (probs * real_GS.unsqueeze(-1)).sum(1) / number_G1
     loss_G = experts * (count_GE / (number_G1 * k) * mean_GE).sum(1)
-    if mask is None:
-        return loss_G.mean()
-    return processes() * loss_G.sum() / total(mask.any(1).sum()).clamp_min(1)
+    return token_mean(loss_G, None if mask is None else mask.any(1))
 
 
 def importance_loss(weight: Tensor, expert: Tensor, num_experts: int, mask: Tensor | None = None) -> Tensor:
@@ -83,10 +92,7 @@ def chance_of_choice(logits: Tensor, noisy: Tensor, deviation: Tensor, k: int) -
 
 def z_loss(logits: Tensor, mask: Tensor | None = None) -> Tensor:
     """mean(logsumexp(logits)^2) over real tokens (Zoph 2022, eq. 5). logits (T, E)."""
-    square = torch.logsumexp(logits, dim=-1).square()
-    if mask is None:
-        return square.mean()
-    return processes() * torch.where(mask, square, 0.0).sum() / total(mask.sum()).clamp_min(1)
+    return token_mean(torch.logsumexp(logits, dim=-1).square(), mask)
 
 
 def cv_squared(load: Tensor) -> Tensor:

@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from routers.capacity import capacity as room
 from routers.contract import Router, RouterInput, Routing
 from routers.expert_choice import take
+from routers.losses import token_mean
 from routers.plans import PerExpert, share_TE
-from routers.processes import processes, total
 
 
 class MixtureOfDepths(Router):
@@ -148,14 +148,8 @@ def take_all(score_GSE: Tensor, chosen_GSE: Tensor, mask_GS: Tensor | None = Non
 
 
 def choice_loss(logits_GSE: Tensor, plan: PerExpert, mask_GS: Tensor | None = None) -> Tensor:
-    """Mean binary cross-entropy of `logits` with "the expert took this token" over experts and real tokens.
-
-    In several processes the mean is over the tokens of all, so that the mean of the processes' losses is that of one.
-    """
+    """Mean binary cross-entropy of `logits` with "the expert took this token" over experts and real tokens."""
     groups, positions, _ = logits_GSE.shape
     target_TE = share_TE(plan, groups, positions, kept=True)
     each_T = F.binary_cross_entropy_with_logits(logits_GSE.flatten(0, 1), target_TE, reduction="none").mean(-1)
-    if mask_GS is None:
-        return each_T.mean()
-    real_T = mask_GS.flatten()
-    return processes() * torch.where(real_T, each_T, 0.0).sum() / total(real_T.sum()).clamp_min(1)
+    return token_mean(each_T, None if mask_GS is None else mask_GS.flatten())

@@ -15,9 +15,15 @@ def processes() -> int:
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
+def sharing() -> int:
+    """How many processes share the batch of this forward pass: all of them in training, and 1 without gradients, as in
+    evaluation, where every process has batches of its own."""
+    return processes() if torch.is_grad_enabled() else 1
+
+
 def total(value: Tensor) -> Tensor:
-    """The sum of `value` over all processes, without gradient. In a training forward only: evaluation shares no batches."""
-    if processes() == 1 or not torch.is_grad_enabled():
+    """The sum of `value` over the processes that share this batch, without gradient."""
+    if sharing() == 1:
         return value
     value = value.detach().clone()
     distributed.all_reduce(value)
@@ -25,11 +31,11 @@ def total(value: Tensor) -> Tensor:
 
 
 def gathered(value: Tensor) -> Tensor:
-    """The sum of `value` over all processes, for losses that are no mean over tokens. In a training forward only.
+    """The sum of `value` over the processes that share this batch, for losses that are no mean over tokens.
 
     The gradient of this process's part is taken once for each process, so that the mean of the processes' gradients, which
     training takes, is the gradient of the whole.
     """
-    if processes() == 1 or not torch.is_grad_enabled():
+    if sharing() == 1:
         return value
-    return total(value) + processes() * (value - value.detach())
+    return total(value) + sharing() * (value - value.detach())

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from routers.contract import Router, RouterInput, Routing
 from routers.plans import sets
-from routers.processes import processes, total
+from routers.processes import sharing, total
 
 _SMALLEST, _LARGEST = 1e-30, 1e30
 
@@ -116,4 +116,4 @@ def weighted_l1(gate: Tensor, count: Tensor, real: Tensor, k: float) -> Tensor:
     """
     number = total(real.sum()).clamp_min(1)
     frequency = total(count.detach()) * gate.shape[1] / (k * number)
-    return processes() * torch.dot(frequency, (real @ gate) / number)
+    return sharing() * torch.dot(frequency, (real @ gate) / number)

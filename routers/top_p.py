@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from routers.contract import Router, RouterInput, Routing
+from routers.losses import token_mean
 from routers.plans import sets
-from routers.processes import processes, total
+from routers.processes import sharing, total
 
 
 class TopP(Router):
@@ -91,9 +92,7 @@ def smallest_set(probs: Tensor, p: float) -> Tensor:
 def mean_entropy(logits: Tensor, mask: Tensor | None = None) -> Tensor:
     """Mean entropy of softmax(logits) over real tokens, in nats (Huang 2024, the dynamic loss). logits (T, E)."""
     log_probs = logits.log_softmax(-1)
-    entropy_T = -(log_probs.exp() * log_probs).sum(-1)
-    real_T = torch.ones_like(entropy_T) if mask is None else mask.to(entropy_T.dtype)
-    return processes() * torch.dot(entropy_T, real_T) / total(real_T.sum()).clamp_min(1)
+    return token_mean(-(log_probs.exp() * log_probs).sum(-1), mask)
 
 
 def balance_of_sets(probs: Tensor, chosen: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -104,4 +103,4 @@ def balance_of_sets(probs: Tensor, chosen: Tensor, mask: Tensor | None = None) -
     real_T = torch.ones_like(probs[:, 0]) if mask is None else mask.to(probs.dtype)
     count_E = total(real_T @ chosen.to(probs.dtype))
     mean_E = (real_T @ probs) / total(real_T.sum()).clamp_min(1)
-    return processes() * probs.shape[1] * torch.dot(count_E / count_E.sum().clamp_min(1), mean_E)
+    return sharing() * probs.shape[1] * torch.dot(count_E / count_E.sum().clamp_min(1), mean_E)

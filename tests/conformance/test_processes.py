@@ -2,12 +2,16 @@
 
 import importlib
 import sys
+from pathlib import Path
 
 import pytest
 
 from routelab.conformance.cases import cases
 from routelab.conformance.processes import check_in_processes
+from routers.loading import load_plugin
+from routers.registry import ROUTERS, only_for_now
 
+STEADY = str(Path(__file__).resolve().parents[2] / "examples" / "steady.py")
 BROKEN = '''
 import torch
 from torch import nn
@@ -60,13 +64,16 @@ class ProductOfMeans(Router):
 
 @pytest.mark.long
 def test_two_processes_equal_one(tmp_path, monkeypatch):
-    """All routers at once, and three made for it: a count that is not named in `counts`, one that is, a product of means."""
+    """All routers at once, the example's, and three made for it: a count that is not named in `counts`, one that is, a product
+    of means."""
     (tmp_path / "routers_of_a_group.py").write_text(BROKEN)
     monkeypatch.syspath_prepend(tmp_path)
     made = importlib.import_module("routers_of_a_group")
     try:
         own = {"biased": (made.Biased, {}), "summed": (made.Summed, {}), "product": (made.ProductOfMeans, {})}
-        found = check_in_processes({**cases(), **own})
+        with only_for_now(ROUTERS):
+            load_plugin(STEADY)
+            found = check_in_processes({**cases(), **own, "steady": ("steady", {})}, [STEADY])
     finally:
         del sys.modules["routers_of_a_group"]
     assert found["biased"].failed
@@ -76,5 +83,6 @@ def test_two_processes_equal_one(tmp_path, monkeypatch):
     failed = {name: check.detail for name, check in found.items() if check.failed}
     assert failed.keys() == {"biased", "product"}, failed
     skipped = {name for name, check in found.items() if check.skipped}
+    assert found["steady"].passed
     assert {cases()[name][0] for name in skipped} == {"base", "sinkhorn", "expert_choice"}
     assert "expert_choice" not in skipped

@@ -13,8 +13,11 @@ from routers.losses import (
     jitter,
     load_loss,
     sequence_balance_loss,
+    token_mean,
     z_loss,
 )
+from routers.relu import weighted_l1
+from routers.top_p import balance_of_sets, mean_entropy
 
 GATES = torch.tensor([[0.5, 0.4, 0.1], [0.3, 0.3, 0.4], [0.1, 0.2, 0.7], [0.8, 0.2, 0.0]])
 
@@ -71,6 +74,33 @@ def test_all_masked_is_zero():
     nobody = torch.zeros(4, dtype=torch.bool)
     assert balance_loss(GATES, GATES.argmax(1), nobody).item() == 0
     assert z_loss(GATES, nobody).item() == 0
+
+
+def test_token_mean_by_hand():
+    value, mask = torch.tensor([[1.0, 2.0], [6.0, 50.0]]), torch.tensor([[True, True], [True, False]])
+    assert token_mean(value, mask).item() == 3.0
+    assert token_mean(value).item() == 14.75
+    assert token_mean(value[:, :0]).item() == 0.0
+    assert token_mean(value, torch.zeros_like(mask)).item() == 0.0
+
+
+def test_evaluation_in_a_group_of_processes_has_the_losses_of_its_own_batch(monkeypatch):
+    """Nothing is summed there, as the others may have no batch at all; so nothing may be multiplied by their number."""
+    mask, expert = torch.tensor([True, True, False, True]), GATES.argmax(1)
+    losses = {
+        "balance": lambda: balance_loss(GATES, expert, mask),
+        "balance of sequences": lambda: sequence_balance_loss(GATES.view(2, 2, 3), expert.view(2, 2, 1), mask.view(2, 2)),
+        "balance of sets": lambda: balance_of_sets(GATES, GATES > 0.25, mask),
+        "entropy": lambda: mean_entropy(GATES, mask),
+        "importance": lambda: importance_loss(GATES[:, :1], expert.unsqueeze(1), 3, mask),
+        "l1": lambda: weighted_l1(GATES, (GATES > 0.25).sum(0), mask.float(), 1),
+        "z": lambda: z_loss(GATES, mask),
+    }
+    alone = {name: loss().item() for name, loss in losses.items()}
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    with torch.no_grad():
+        assert {name: loss().item() for name, loss in losses.items()} == alone
 
 
 def test_z_loss_value():
