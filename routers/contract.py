@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -133,6 +133,16 @@ class Router(nn.Module):
                 raise ValueError(f"{name} is {value}; it must be at least 1")
         self.d_model = d_model
         self.num_experts = num_experts
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """What `to`, `cuda`, `bfloat16` and the like do. A router goes along to another device, and keeps its types: choices
+        made in half precision tie, and steps of 0.001 are lost in a bias in it."""
+
+        def keep(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        return super()._apply(keep, recurse)
 
     def forward(self, inputs: RouterInput) -> Routing:
         raise NotImplementedError(f"{type(self).__name__} must define forward(RouterInput) -> Routing")

@@ -118,10 +118,25 @@ def check_plan(plan: Plan, groups: int, positions: int) -> None:
             raise ValueError(f"{kind}.{name} must be int64; got {value.dtype}")
         if not is_index and not value.is_floating_point():
             raise ValueError(f"{kind}.{name} must be floating point; got {value.dtype}")
+    if plan.keep is not None:
+        assert shape is not None
+        _check_keep(plan, (groups, *shape[2:]) if isinstance(plan, Slots) else tuple(shape))
     if plan.weight_on not in ("output", "input"):
         raise ValueError(f"{kind}.weight_on is {plan.weight_on!r}; it must be 'output' or 'input'")
     if plan.weight_on == "input" and isinstance(plan, Slots):
         raise ValueError("Slots already weighs its inputs by `dispatch`; weight_on must be 'output'")
+
+
+def _check_keep(plan: Plan, shape: tuple[int, ...]) -> None:
+    name, keep = f"{type(plan).__name__}.keep", plan.keep
+    if not isinstance(keep, Tensor) or keep.dtype != torch.bool:
+        found = keep.dtype if isinstance(keep, Tensor) else type(keep).__name__
+        raise ValueError(f"{name} must be a tensor of torch.bool, or None; got {found}")
+    fits = keep.shape == shape
+    if isinstance(plan, Slots) and keep.ndim in (2, 3):
+        fits = all(size in (1, whole) for size, whole in zip(reversed(keep.shape), reversed(shape), strict=False))
+    if not fits:
+        raise ValueError(f"{name} has shape {tuple(keep.shape)}; it must be {shape}")
 
 
 def check_values(plan: Plan, groups: int, positions: int) -> None:
@@ -143,10 +158,10 @@ def check_values(plan: Plan, groups: int, positions: int) -> None:
 
 
 def rows_per_group(plan: Plan, groups: int) -> float:
-    """Expert rows that the plan asks for, per group, before anything is dropped."""
+    """Expert rows that the plan asks for, per group, before anything is dropped. It waits for a GPU."""
     if isinstance(plan, Slots):
         return float(plan.dispatch.shape[2] * plan.dispatch.shape[3])
-    return (plan.token if isinstance(plan, Ragged) else plan.weight).numel() / groups
+    return (plan.weight.numel() if isinstance(plan, Blend) else float(chosen(plan).sum())) / groups
 
 
 def share_TE(plan: Plan, groups: int, positions: int, *, kept: bool = False) -> Tensor:

@@ -114,11 +114,12 @@ def reacts(layer: MixtureLayer, seed: int, part: str) -> float:
 
 
 @rule(
-    "`causal` is true: in some trial of a router that is not causal later tokens change an output, and in none of one that is."
+    "`causal` is true: in some trial of a router that is not causal later tokens change an output, and in none of one that is; nor, "
+    "in evaluation, of one that has a `causal_predictor`."
 )
 def causality(subject: Subject) -> None:
     for what, layers in _settings(subject):
-        declared = not layers[0].causal
+        declared = not (layers[0].causal_in_evaluation if what == "in evaluation" else layers[0].causal)
         _compare(what, "later tokens of the group", declared, layers, "later", must_be_seen=what == "without capacity")
 
 
@@ -127,10 +128,7 @@ def causality(subject: Subject) -> None:
 )
 def batch_coupling(subject: Subject) -> None:
     for what, layers in _settings(subject):
-        if what.startswith("in evaluation"):
-            declared = layers[0].evaluation_coupled
-        else:
-            declared = layers[0].batch_coupled
+        declared = layers[0].evaluation_coupled if what == "in evaluation" else layers[0].batch_coupled
         _compare(what, "other groups of the batch", declared, layers, "others", must_be_seen=what == "without capacity")
 
 

@@ -79,7 +79,8 @@ class _Halves(TorchDispatchMode):
 
 
 @rule(
-    "The selection is made in float32, under autocast to bfloat16 as well: the same choices, and no operation in half precision."
+    "The selection is made in float32, under autocast to bfloat16 and in a layer turned to bfloat16 as well: the same choices, and "
+    "no operation in half precision."
 )
 def float32_selection(subject: Subject) -> None:
     for training, when in MODES:
@@ -93,6 +94,11 @@ def float32_selection(subject: Subject) -> None:
             half = seeded(subject.layer().train(training), x, ids)[1]
         require(not noted.found, f"{when} the router ran {noted.found[0] if noted.found else ''}")
         same_plan(f"{when} with and without autocast", half.plan, plain.plan)
+        rounded = x.bfloat16()
+        turned = seeded(subject.layer().train(training).bfloat16(), rounded, ids)[1]
+        same_plan(
+            f"{when} in a layer turned to bfloat16", turned.plan, seeded(subject.layer().train(training), rounded, ids)[1].plan
+        )
 
 
 @rule("State saved and loaded gives the same outputs, to the bit: whatever they depend on is a parameter or a buffer.")

@@ -206,6 +206,24 @@ def test_router_stays_in_float32():
     assert out.dtype == torch.bfloat16
 
 
+def test_a_layer_turned_to_bfloat16_leaves_its_router_in_float32():
+    """Whole models are turned at once. A bias in bfloat16 would stand still near 0.5, where its steps of 0.001 are rounded off."""
+    layer, x = make_layer("deepseek", options={"top_k": 2}), tokens().bfloat16()
+    with torch.no_grad():
+        layer.router.bias.fill_(0.5)
+    weight, choices = layer.router.weight.detach().clone(), layer.eval()(x)[1].plan.expert
+    layer.train().bfloat16()
+    assert {value.dtype for value in layer.experts.parameters()} == {torch.bfloat16}
+    assert torch.equal(layer.router.weight, weight), "not even rounded on the way"
+    out, routing = layer(x)
+    assert out.dtype == torch.bfloat16
+    assert torch.equal(routing.plan.expert, choices)
+    out.square().sum().backward()
+    assert layer.router.weight.grad.abs().max() > 0
+    layer.router.update()
+    assert torch.allclose((layer.router.bias - 0.5).abs(), torch.tensor(1e-3), atol=1e-6)
+
+
 @pytest.mark.parametrize("name", ["switch", "top2", "topk", "expert_choice", "soft", "hash"])
 def test_autocast_changes_little(name):
     layer, x = make_layer(name).eval(), tokens()

@@ -53,11 +53,23 @@ def test_good_plans_pass(name):
         ("slots", {"combine": torch.rand(G, S, E, 1)}, "fellow fields"),
         ("slots", {"weight_on": "input"}, "already weighs its inputs"),
         ("blend", {"weight": torch.rand(T, E - 1)}, "Blend.weight has shape"),
+        # Each of these would broadcast, or count as True, and drop other rows than were meant.
+        ("topk", {"keep": torch.ones(T, 1, dtype=torch.bool)}, "TopK.keep has shape (6, 1); it must be (6, 2)"),
+        ("topk", {"keep": torch.ones(T, 2)}, "TopK.keep must be a tensor of torch.bool, or None; got torch.float32"),
+        ("ragged", {"keep": [True, True, False]}, "Ragged.keep must be a tensor of torch.bool, or None; got list"),
+        ("per_expert", {"keep": torch.ones(E, 2, dtype=torch.bool)}, "PerExpert.keep has shape (4, 2); it must be (2, 4, 2)"),
+        ("blend", {"keep": torch.ones(E, dtype=torch.bool)}, "Blend.keep has shape (4,); it must be (6, 4)"),
+        ("slots", {"keep": torch.ones(S, E, 2, dtype=torch.bool)}, "Slots.keep has shape (3, 4, 2); it must be (2, 4, 2)"),
     ],
 )
 def test_bad_plans_are_refused(name, change, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         check_plan(replace(plans()[name], **change), G, S)
+
+
+@pytest.mark.parametrize("shape", [(E, 2), (E, 1), (1, E, 2), (G, E, 2)])
+def test_slots_are_switched_off_for_all_groups_or_for_each(shape):
+    check_plan(replace(plans()["slots"], keep=torch.ones(shape, dtype=torch.bool)), G, S)
 
 
 def test_not_a_plan():

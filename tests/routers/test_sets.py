@@ -9,7 +9,7 @@ from experts.bank import ExpertBank
 from experts.dispatch import asked, run
 from experts.initialisation import initialise
 from routers.capacity import limit, ragged_capacity
-from routers.plans import check_plan, check_values, sets, share_TE
+from routers.plans import check_plan, check_values, rows_per_group, sets, share_TE
 from routers.top_p import smallest_set
 
 G, S, D, E = 3, 8, 8, 4
@@ -36,6 +36,7 @@ def test_sizes(most):
     assert compact.keep is None
     assert fixed.token.numel() == G * S * (most or E) > compact.token.numel()
     assert asked(fixed, G) == asked(compact, G) == compact.token.numel()
+    assert rows_per_group(fixed, G) == rows_per_group(compact, G) == compact.token.numel() / G
     for kept in (False, True):
         assert torch.equal(share_TE(fixed, G, S, kept=kept), share_TE(compact, G, S, kept=kept))
 
