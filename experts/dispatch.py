@@ -4,7 +4,8 @@ Axes: G groups, S positions, T = G * S tokens, D features, E experts, C tokens p
 N assignments, R rows.
 
 On a CPU, dropped assignments are left out before any work is done. On a GPU that would make the host wait for a count, so
-they are sorted behind the last expert instead, where no product reads them. Under `torch.compile` the same is done on a
+they are sorted behind the last expert instead, where no product reads them. In float32 a GPU has no grouped product: rows are
+padded to what capacity leaves an expert, and only where there is none does the host wait, for the busiest expert's count. Under `torch.compile` the same is done on a
 CPU where capacity bounds the rows of an expert: then no shape hangs on the routing, and a layer is one graph.
 """
 
@@ -31,7 +32,7 @@ def run(
     if isinstance(plan, (TopK, Ragged)) and most is not None and torch.compiler.is_compiling():
         return _flat(bank, x_GSD, plan, "batched", most)
     if isinstance(plan, (TopK, Ragged)):
-        return _flat_as_it_comes(bank, x_GSD, plan, kernel)
+        return _flat_as_it_comes(bank, x_GSD, plan, kernel, None if x_GSD.device.type == "cpu" else most)
     if isinstance(plan, PerExpert):
         return _per_expert(bank, x_GSD, plan, kernel)
     if isinstance(plan, Slots):
@@ -40,9 +41,11 @@ def run(
 
 
 @torch.compiler.disable
-def _flat_as_it_comes(bank: ExpertBank, x_GSD: Tensor, plan: TopK | Ragged, kernel: Kernel) -> tuple[Tensor, Tensor | int]:
+def _flat_as_it_comes(
+    bank: ExpertBank, x_GSD: Tensor, plan: TopK | Ragged, kernel: Kernel, most: int | None
+) -> tuple[Tensor, Tensor | int]:
     """Outside of graphs: sizes hang on the routing, and torch compiles no grouped product in float32."""
-    return _flat(bank, x_GSD, plan, kernel)
+    return _flat(bank, x_GSD, plan, kernel, most)
 
 
 def _resolved(bank: ExpertBank, x: Tensor, kernel: Kernel, rows: int, count: Tensor) -> Kernel:

@@ -1,6 +1,6 @@
 """Sinkhorn routing: choices from scores that are normalised so that every expert's share is equal.
 
-Axes: G groups, S positions, T = G * S tokens, N real tokens, D features, E experts, k choices per token.
+Axes: G groups, S positions, T = G * S tokens, N of them real, D features, E experts, k choices per token.
 """
 
 from __future__ import annotations
@@ -50,33 +50,37 @@ class Sinkhorn(BalancedInTraining):
         probs_TE = logits_TE.softmax(-1)
         score_TE = logits_TE.detach()
         if self.training:
-            real_NE = score_TE if inputs.mask_T is None else score_TE[inputs.mask_T]
+            score_TE = score_TE / self.tau
             # A row's own factor changes no choice within the row, so the columns' factors are all that is needed.
-            score_TE = score_TE / self.tau + column_potentials(real_NE / self.tau, self.iterations)
+            score_TE = score_TE + column_potentials(score_TE, self.iterations, mask=inputs.mask_T)
         expert_Tk = score_TE.topk(self.top_k, dim=-1).indices
         weight_Tk = (logits_TE.sigmoid() if self.top_k == 1 else probs_TE).gather(1, expert_Tk)
         return Routing(TopK(expert_Tk, weight_Tk, self.num_experts), {}, logits_TE, probs_TE)
 
 
 @torch.no_grad()
-def column_potentials(score: Tensor, iterations: int = 100, tolerance: float = 1e-4) -> Tensor:
-    """log v (E,) of the Sinkhorn plan u exp(score) v with row sums 1 and column sums N / E. score (N, E), in logarithms.
+def column_potentials(score: Tensor, iterations: int = 100, tolerance: float = 1e-4, mask: Tensor | None = None) -> Tensor:
+    """log v (E,) of the Sinkhorn plan u exp(score) v with row sums 1 and column sums N / E; 0 without real tokens.
 
-    One step scales the rows, then the columns; it is the last when no row sum, taken after it, changed by `tolerance`.
+    score (T, E), in logarithms; mask (T,), True for the N real tokens, whose rows alone are in the plan. One step scales the
+    rows, then the columns; it is the last when no row sum, taken after it, changed by `tolerance`.
     """
     tokens, experts = score.shape
-    column = torch.zeros(experts, dtype=score.dtype, device=score.device)
-    if not tokens:
-        return column
-    before = torch.full((tokens,), torch.inf, dtype=score.dtype, device=score.device)
-    done = torch.zeros((), dtype=torch.bool, device=score.device)
+    real = torch.ones(tokens, dtype=torch.bool, device=score.device) if mask is None else mask
+    # Sums to which rows and columns are scaled, in logarithms. Rows left out rather than picked: how many they are, a GPU
+    # would have to be waited for.
+    of_row = torch.zeros_like(score[:, :1]).masked_fill(~real.unsqueeze(1), -torch.inf)
+    of_column = (real.sum().to(score.dtype) / experts).log()
+    column = torch.zeros_like(score[0])
+    before = torch.full_like(score[:, 0], torch.inf)
+    done = ~real.any()
     for _ in range(iterations):
-        row = -torch.logsumexp(score + column, dim=1, keepdim=True)
+        row = of_row - torch.logsumexp(score + column, dim=1, keepdim=True)
         # Done, a GPU goes on with what it has: asking whether it is would make the host wait at every step.
-        column = torch.where(done, column, math.log(tokens / experts) - torch.logsumexp(score + row, dim=0))
+        column = torch.where(done, column, of_column - torch.logsumexp(score + row, dim=0))
         sums = torch.logsumexp(score + row + column, dim=1).exp()
         done = done | ((sums - before).abs().max() < tolerance)
-        if not done.is_cuda and bool(done):
+        if done.device.type == "cpu" and bool(done):
             break
         before = sums
     return column
