@@ -5,6 +5,7 @@ Axes: G groups, S positions, T = G * S tokens, D features.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Literal, cast
 
@@ -90,8 +91,8 @@ class MixtureLayer(nn.Module):
         self.kernel = kernel
         self._fixed: dict[tuple[int, int], Cost] = {}
         for name, value in (("capacity_factor", self.capacity_factor), ("eval_capacity_factor", eval_capacity_factor)):
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} is {value}; it must be above 0, or null for dropless")
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name} is {value}; it must be above 0 and finite, or null for dropless")
         for name, choice, allowed in (
             ("capacity_group", capacity_group, ("sequence", "batch")),
             ("priority", self.priority, PRIORITIES),

@@ -10,6 +10,7 @@ from torch import nn
 
 from routers.contract import Router
 from routers.cost import Cost, matmul
+from routers.topk import check_top_k
 
 
 class BalancedInTraining(Router):
@@ -21,8 +22,7 @@ class BalancedInTraining(Router):
 
     def __init__(self, d_model: int, num_experts: int, top_k: int = 1) -> None:
         super().__init__(d_model, num_experts)
-        if not 1 <= top_k <= num_experts:
-            raise ValueError(f"top_k is {top_k}; it must be between 1 and the number of experts ({num_experts})")
+        check_top_k(top_k, num_experts)
         self.top_k = top_k
         self.weight = nn.Parameter(torch.zeros(num_experts, d_model))
 

@@ -5,6 +5,7 @@ Axes: G groups of tokens, S positions, T = G * S tokens, D features, E experts, 
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -84,10 +85,10 @@ class DeepSeek(Router):
                              f"({open_to_a_token})")  # fmt: skip
         if top_k == 1 and num_experts > 1:
             raise ValueError("top_k=1 gives every token the same weight and the router no gradient; set top_k to 2 or more")
-        if not scale > 0:
-            raise ValueError(f"scale is {scale}; it must be above 0")
-        if not bias_speed >= 0:
-            raise ValueError(f"bias_speed is {bias_speed}; it must be at least 0")
+        if not 0 < scale < math.inf:
+            raise ValueError(f"scale is {scale}; it must be above 0 and finite")
+        if not 0 <= bias_speed < math.inf:
+            raise ValueError(f"bias_speed is {bias_speed}; it must be at least 0 and finite")
         self.top_k, self.n_group, self.topk_group, self.scale, self.bias_speed = top_k, n_group, topk_group, scale, bias_speed
         self.weight = nn.Parameter(torch.zeros(num_experts, d_model))
         self.register_buffer("bias", torch.zeros(num_experts, dtype=torch.float32))

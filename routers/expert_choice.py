@@ -5,6 +5,7 @@ Axes: G groups, S positions, T = G * S tokens, D features, E experts, C tokens p
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import torch
@@ -40,8 +41,8 @@ class ExpertChoice(Router):
         self, d_model: int, num_experts: int, *, capacity_factor: float = 2.0, across: Literal["sequence", "batch"] = "sequence"
     ) -> None:
         super().__init__(d_model, num_experts)
-        if capacity_factor <= 0:
-            raise ValueError(f"capacity_factor is {capacity_factor}; it must be above 0")
+        if not 0 < capacity_factor < math.inf:
+            raise ValueError(f"capacity_factor is {capacity_factor}; it must be above 0 and finite")
         if across not in ("sequence", "batch"):
             raise ValueError(f"across is {across!r}; it must be 'sequence' or 'batch'")
         self.tokens_factor, self.across = capacity_factor, across

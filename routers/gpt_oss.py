@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from routers.contract import Router, RouterInput, Routing
 from routers.losses import balance_loss
 from routers.plans import TopK
+from routers.topk import check_top_k
 
 
 class GptOss(Router):
@@ -36,10 +37,7 @@ class GptOss(Router):
         super().__init__(d_model, num_experts)
         if top_k is None:
             top_k = min(4, num_experts)
-        if not 1 <= top_k <= num_experts:
-            raise ValueError(f"top_k is {top_k}; it must be between 1 and the number of experts ({num_experts})")
-        if top_k == 1 and num_experts > 1:
-            raise ValueError("top_k=1 gives every token the weight 1 and the router no gradient; it must be at least 2")
+        check_top_k(top_k, num_experts, sum_to_one=True)
         self.top_k = top_k
         self.weight = nn.Parameter(torch.zeros(num_experts, d_model))
         self.bias = nn.Parameter(torch.zeros(num_experts))

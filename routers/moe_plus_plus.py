@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from routers.contract import Router, RouterInput, Routing
 from routers.losses import balance_loss
 from routers.plans import TopK
-from routers.topk import choose
+from routers.topk import check_top_k, choose
 
 
 class MoEPlusPlus(Router):
@@ -62,12 +62,7 @@ class MoEPlusPlus(Router):
         follows: bool = False,
     ) -> None:
         super().__init__(d_model, num_experts)
-        if not 1 <= top_k <= num_experts:
-            raise ValueError(f"top_k is {top_k}; it must be between 1 and the number of experts ({num_experts})")
-        if top_k == 1 and renormalize and num_experts > 1:
-            raise ValueError(
-                "top_k=1 with renormalize=True gives every token the weight 1 and the router no gradient; set renormalize=False"
-            )
+        check_top_k(top_k, num_experts, sum_to_one=renormalize, instead="set renormalize=False")
         if not 0 < tau <= 1:
             raise ValueError(f"tau is {tau}; it must be above 0 and at most 1")
         if not 0 <= zero_compute < num_experts:

@@ -16,6 +16,7 @@ from routers.contract import Router, RouterInput, Routing
 from routers.cost import Cost, matmul
 from routers.hashing import mix
 from routers.plans import Blend, TopK
+from routers.topk import check_top_k
 
 
 class Random(Router):
@@ -49,8 +50,7 @@ class Random(Router):
         frozen: bool = False,
     ) -> None:
         super().__init__(d_model, num_experts)
-        if not 1 <= top_k <= num_experts:
-            raise ValueError(f"top_k is {top_k}; it must be between 1 and the number of experts ({num_experts})")
+        check_top_k(top_k, num_experts)
         if evaluation not in ("hash", "blend"):
             raise ValueError(f"evaluation is {evaluation!r}; it must be 'hash' or 'blend'")
         if frozen and evaluation != "hash":

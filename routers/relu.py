@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from routers.contract import Router, RouterInput, Routing
 from routers.plans import sets
 from routers.processes import sharing, total
+from routers.topk import check_top_k
 
 _SMALLEST, _LARGEST = 1e-30, 1e30
 
@@ -60,8 +61,7 @@ class ReLU(Router):
         penalty_growth: float = 1.2,
     ) -> None:
         super().__init__(d_model, num_experts)
-        if not 1 <= top_k <= num_experts:
-            raise ValueError(f"top_k is {top_k}; it must be between 1 and the number of experts ({num_experts})")
+        check_top_k(top_k, num_experts)
         if not _SMALLEST <= penalty_start <= _LARGEST:
             raise ValueError(f"penalty_start is {penalty_start}; it must be between {_SMALLEST} and {_LARGEST}")
         if not 1 < penalty_growth < math.inf:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from routers.contract import Router, RouterInput, Routing
 from routers.losses import balance_loss
 from routers.plans import TopK
-from routers.topk import choose
+from routers.topk import check_top_k, choose
 
 
 class Sequence(Router):
@@ -45,13 +45,7 @@ class Sequence(Router):
         follows: bool = False,
     ) -> None:
         super().__init__(d_model, num_experts)
-        if not 1 <= top_k <= num_experts:
-            raise ValueError(f"top_k is {top_k}; it must be between 1 and the number of experts ({num_experts})")
-        if top_k == 1 and renormalize and num_experts > 1:
-            raise ValueError(
-                "top_k=1 with renormalize=True gives every example the weight 1 and the router no gradient; "
-                "set renormalize=False"
-            )
+        check_top_k(top_k, num_experts, sum_to_one=bool(renormalize), instead="set renormalize=False")
         self.top_k, self.renormalize = top_k, top_k > 1 if renormalize is None else renormalize
         self.whole_model, self.follows = whole_model, whole_model and follows
         if not self.follows:

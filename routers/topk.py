@@ -22,6 +22,18 @@ def choose(probs_TE: Tensor, k: int, renormalize: bool) -> tuple[Tensor, Tensor]
     return expert_Tk, weight_Tk
 
 
+def check_top_k(top_k: int, num_experts: int, *, sum_to_one: bool = False, instead: str = "it must be at least 2") -> None:
+    """ValueError unless a token can choose `top_k` of the experts.
+
+    sum_to_one: the weights of a token's choices do. A single one among several experts would always weigh 1 and leave the
+    router without a gradient, so it is refused. instead: what else to do then.
+    """
+    if not 1 <= top_k <= num_experts:
+        raise ValueError(f"top_k is {top_k}; it must be between 1 and the number of experts ({num_experts})")
+    if top_k == 1 and sum_to_one and num_experts > 1:
+        raise ValueError(f"top_k=1 gives every token the weight 1 and the router no gradient; {instead}")
+
+
 class TopKRouter(Router):
     """Top-k of softmax(x W^T), dropless (Jiang et al. 2024, Mixtral, §2.1; Muennighoff et al. 2024, OLMoE).
 
@@ -37,12 +49,7 @@ class TopKRouter(Router):
 
     def __init__(self, d_model: int, num_experts: int, *, top_k: int = 2, renormalize: bool = True) -> None:
         super().__init__(d_model, num_experts)
-        if not 1 <= top_k <= num_experts:
-            raise ValueError(f"top_k is {top_k}; it must be between 1 and the number of experts ({num_experts})")
-        if top_k == 1 and renormalize and num_experts > 1:
-            raise ValueError(
-                "top_k=1 with renormalize=True gives every token the weight 1 and the router no gradient; set renormalize=False"
-            )
+        check_top_k(top_k, num_experts, sum_to_one=renormalize, instead="set renormalize=False")
         self.top_k, self.renormalize = top_k, renormalize
         self.weight = nn.Parameter(torch.zeros(num_experts, d_model))
 

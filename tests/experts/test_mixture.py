@@ -277,6 +277,7 @@ def test_nominal_cost_by_hand(name):
     [
         ({"capacity_factor": 0.0}, "capacity_factor is 0.0; it must be above 0"),
         ({"capacity_factor": float("nan")}, "capacity_factor is nan"),
+        ({"capacity_factor": float("inf")}, "capacity_factor is inf; it must be above 0 and finite, or null for dropless"),
         ({"eval_capacity_factor": -1}, "eval_capacity_factor is -1"),
         ({"capacity_group": "token"}, "capacity_group is 'token'; it must be one of sequence, batch"),
         ({"priority": "luck"}, "priority is 'luck'"),

@@ -130,6 +130,7 @@ def test_balance_loss_by_hand():
         ({"n_group": 2, "top_k": 3}, r"top_k is 3; it must be between 1 and the experts in 1 of 2 groups \(2\)"),
         ({"top_k": 1}, "gives every token the same weight"),
         ({"scale": 0.0}, "scale is 0.0; it must be above 0"),
+        ({"scale": float("inf")}, "scale is inf; it must be above 0 and finite"),
         ({"bias_speed": -1.0}, "bias_speed is -1.0; it must be at least 0"),
     ],
 )

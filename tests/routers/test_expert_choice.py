@@ -1,9 +1,11 @@
 """Expert choice: experts choose their tokens, in a group or across the batch."""
 
+import pytest
 import torch
 
 from routers.contract import RouterInput
 from routers.plans import PerExpert, Ragged
+from routers.registry import build_router
 
 E = 4  # the sizes of the conformance suite
 
@@ -46,3 +48,9 @@ def test_expert_choice_has_no_losses_and_is_balanced(make_layer, data):
         _, routing = layer(x)
         assert not routing.losses
         assert routing.work.kept == 4 * 8 * 2
+
+
+@pytest.mark.parametrize("factor", [0.0, float("inf"), float("nan")])
+def test_a_capacity_factor_that_says_no_number_of_tokens_is_refused(factor):
+    with pytest.raises(ValueError, match=f"capacity_factor is {factor}; it must be above 0 and finite"):
+        build_router("expert_choice", d_model=2, num_experts=3, capacity_factor=factor)

@@ -104,7 +104,7 @@ def test_without_whole_model_a_layer_chooses_for_itself():
     ("options", "message"),
     [
         ({"top_k": 4}, "top_k is 4; it must be between 1 and the number of experts"),
-        ({"renormalize": True}, "top_k=1 with renormalize=True gives every example the weight 1"),
+        ({"renormalize": True}, "top_k=1 gives every token the weight 1 and the router no gradient; set renormalize=False"),
     ],
 )
 def test_wrong_options_are_one_sentence(options, message):
