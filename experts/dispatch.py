@@ -5,8 +5,9 @@ N assignments, R rows.
 
 On a CPU, dropped assignments are left out before any work is done. On a GPU that would make the host wait for a count, so
 they are sorted behind the last expert instead, where no product reads them. In float32 a GPU has no grouped product: rows are
-padded to what capacity leaves an expert, and only where there is none does the host wait, for the busiest expert's count. Under `torch.compile` the same is done on a
-CPU where capacity bounds the rows of an expert: then no shape hangs on the routing, and a layer is one graph.
+padded to what capacity leaves an expert, and only where there is none does the host wait, for the busiest expert's count.
+Under `torch.compile` the same is done on a CPU where capacity bounds the rows of an expert: then no shape hangs on the
+routing, and a layer is one graph.
 """
 
 from __future__ import annotations
