@@ -86,20 +86,22 @@ class Sharing(Networks):
         self.together = Together(network, template)
         self.rows, self.columns = nn.ParameterDict(), nn.ParameterDict()
         self._matrices: dict[str, str] = {}
-        for name, owner, leaf in self.together.places:
-            parameter = getattr(owner, leaf)
+        own: dict[str, nn.Parameter] = {}
+        for name, parameter in network.named_parameters():
             if parameter.ndim >= 2:
                 self._matrices[name] = name.replace(".", "-")
-                for place, (axis, vectors) in enumerate((("rows", self.rows), ("columns", self.columns))):
-                    drawn = [scale(parameter.shape[place], scaling, key(seed, "scaling", name, axis)) for seed in seeds]
+                for number, (axis, vectors) in enumerate((("rows", self.rows), ("columns", self.columns))):
+                    drawn = [scale(parameter.shape[number], scaling, key(seed, "scaling", name, axis)) for seed in seeds]
                     vectors[self._matrices[name]] = nn.Parameter(torch.stack(drawn))
             else:
-                owned = parameter.detach().repeat(self.count, *[1] * parameter.ndim)
-                setattr(owner, leaf, nn.Parameter(owned))
+                own[name] = nn.Parameter(parameter.detach().repeat(self.count, *[1] * parameter.ndim))
+        for place in self.together.places:
+            if place.name in own:
+                setattr(place.owner, place.leaf, own[place.name])
 
     def forward(self, batch: Batch, apart: bool, which: slice = ALL) -> Outputs:
         parameters = {}
-        for name, owner, leaf in self.together.places:
+        for name, owner, leaf, _ in self.together.places:
             value = getattr(owner, leaf)
             if name in self._matrices:
                 rows, columns = (part[self._matrices[name]][which] for part in (self.rows, self.columns))

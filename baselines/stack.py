@@ -72,7 +72,7 @@ class SideBySide(Networks):
         stack_parameters(self.network, [member.network for member in members])
 
     def forward(self, batch: Batch, apart: bool, which: slice = ALL) -> Outputs:
-        parameters = {name: getattr(owner, leaf) for name, owner, leaf in self.together.places}
+        parameters = {place.name: getattr(place.owner, place.leaf) for place in self.together.places}
         if which != ALL:
             parameters = {name: value[which] for name, value in parameters.items()}
         values = self.together(parameters, batch, apart)
@@ -129,7 +129,8 @@ class OneByOne(Networks):
 
 
 def stack_parameters(network: nn.Module, members: Sequence[nn.Module]) -> None:
-    """Replace every parameter of `network` by those of the members, stacked, under its name."""
+    """Replace every parameter of `network` by those of the members, stacked, under its name. What is tied stays tied."""
     each = [dict(member.named_parameters()) for member in members]
-    for name, owner, leaf in places_of(network):
-        setattr(owner, leaf, nn.Parameter(torch.stack([values[name].detach() for values in each])))
+    stacked = {name: nn.Parameter(torch.stack([values[name].detach() for values in each])) for name in each[0]}
+    for place in places_of(network):
+        setattr(place.owner, place.leaf, stacked[place.name])

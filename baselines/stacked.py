@@ -11,10 +11,11 @@ rows.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional as F
 
 
@@ -130,17 +131,34 @@ WAYS: dict[Any, Callable[..., Tensor]] = {
 """What may be done with stacked parameters, by torch's function."""
 
 
-Place = tuple[str, nn.Module, str]
-"""A parameter's name in the network, the module that owns it, and its name there."""
+class Place(NamedTuple):
+    """Where a parameter stands: its name in the network, the module that owns it, its name there, and what its name in the
+    network would be by this place, which is another where one parameter stands in two."""
+
+    name: str
+    owner: nn.Module
+    leaf: str
+    alias: str
 
 
 def places_of(network: nn.Module) -> list[Place]:
-    """Every parameter's place. Looking for them costs as much as using them."""
-    found = []
-    for name, _ in network.named_parameters():
-        path, _, leaf = name.rpartition(".")
-        found.append((name, network.get_submodule(path), leaf))
-    return found
+    """Every parameter's places. Looking for them costs as much as using them."""
+    names = {parameter: name for name, parameter in network.named_parameters()}
+    return [
+        Place(names[parameter], module, leaf, f"{path}.{leaf}" if path else leaf)
+        for path, module in network.named_modules()
+        for leaf, parameter in module.named_parameters(recurse=False, remove_duplicate=False)
+    ]
+
+
+def run_with(
+    network: nn.Module, places: Sequence[Place], values: Mapping[str, Tensor], inputs: Tensor, mask: Tensor | None
+) -> Tensor:
+    """Outputs of a network (a `Backbone`) with other parameters, by name."""
+    # Left to itself, torch finds what is tied, but not that a module which stands in two places is one.
+    everywhere = {place.alias: values[place.name] for place in places}
+    out: Tensor = functional_call(network, everywhere, (inputs, mask), tie_weights=False)[0]
+    return out
 
 
 def run_stacked(
@@ -157,12 +175,12 @@ def run_stacked(
     counts its axes from the first; a network that counts from the last can do without so many changes of shape.
     """
     given = [each.flatten(0, 1) if below and each is not None else each for each in (inputs, mask)]
-    for name, owner, leaf in places:
+    for place in places:
         # Found before the parameter is, which stays where it was.
-        owner.__dict__[leaf] = Stacked(values[name])
+        place.owner.__dict__[place.leaf] = Stacked(values[place.name])
     try:
         out: Tensor = network(*given)[0]
     finally:
-        for _, owner, leaf in places:
-            del owner.__dict__[leaf]
+        for place in places:
+            del place.owner.__dict__[place.leaf]
     return out.unflatten(0, inputs.shape[:2]) if below else out

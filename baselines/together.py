@@ -10,12 +10,12 @@ from contextlib import nullcontext, suppress
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from baselines.contract import Flops
 from baselines.single import SingleBackbone
-from baselines.stacked import places_of, run_stacked
+from baselines.stacked import places_of, run_stacked, run_with
 from baselines.task import Batch
 from routelab.backbones.attention import SelfAttention
 from routelab.backbones.contract import InputSpec
@@ -64,8 +64,7 @@ class Together:
 
     def _by_map(self, parameters: Mapping[str, Tensor], inputs: Tensor, mask: Tensor | None, apart: bool) -> Tensor:
         def call(values: dict[str, Tensor], inputs: Tensor, mask: Tensor | None) -> Tensor:
-            out: Tensor = functional_call(self.network, values, (inputs, mask))[0]
-            return out
+            return run_with(self.network, self.places, values, inputs, mask)
 
         batched = 0 if apart else None
         run = vmap(call, in_dims=(0, batched, None if mask is None else batched), randomness="different")
@@ -80,10 +79,9 @@ class Together:
         """The first `below` of `run_stacked` that gives what `vmap` does, or None."""
         random = torch.Generator().manual_seed(0)
         parameters = {}
-        for name, owner, leaf in self.places:
-            shape = getattr(owner, leaf).shape
-            spread = 1.0 if len(shape) < 2 else shape[-1] ** -0.5
-            parameters[name] = spread * torch.randn(2, *shape, generator=random)
+        for name, parameter in self.network.named_parameters():
+            spread = 1.0 if parameter.ndim < 2 else parameter.shape[-1] ** -0.5
+            parameters[name] = spread * torch.randn(2, *parameter.shape, generator=random)
         inputs = random_inputs(self.template.task.inputs, (2, 3), random)
         with torch.random.fork_rng(devices=[]):
             expected = self._by_map(parameters, inputs, None, True)

@@ -1,10 +1,13 @@
 """Every built-in backbone takes stacked parameters, to what vmap gives; a network that does not is mapped."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
 from baselines.contract import ArmSpec, make_arm
+from baselines.stack import stack_parameters
 from baselines.stacked import Stacked, places_of, run_stacked
 from baselines.task import Batch, Task
 from baselines.together import Together, random_inputs
@@ -50,6 +53,43 @@ def test_stacked_is_mapped(name, inputs, options, below, kind):
             found.append([out, *torch.autograd.grad(out.square().sum(), list(parameters.values()))])
         torch.testing.assert_close(found[0], found[1], atol=1e-4, rtol=1e-3)
     assert dict(arm.members.network.named_parameters()).keys() == parameters.keys()
+
+
+class Tied(nn.Module):
+    """A head that is the embedding, a scale that stands in two places, and a module that does."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(7, 4), nn.Linear(4, 7, bias=False)
+        self.head.weight = self.embedding.weight
+        self.scale = nn.Parameter(torch.rand(4))
+        self.same_scale = self.scale
+        self.inner = nn.Linear(4, 4)
+        self.same_inner = self.inner
+
+    def forward(self, x, mask=None):
+        hidden = self.inner(self.embedding(x) * self.scale)
+        return self.head(self.same_inner(hidden) * self.same_scale), []
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_what_is_tied_stays_tied(mapped):
+    """Each member answers, and learns, as it would alone: with one matrix for its embedding and its head."""
+    alone, template = [Tied() for _ in range(3)], arm_of(*CASES[-2][:3]).template
+    networks = [copy.deepcopy(network) for network in alone]
+    together = Together(networks[0], template)
+    stack_parameters(networks[0], networks)
+    assert together.below is False
+    together.below = None if mapped else False
+    parameters, x = dict(networks[0].named_parameters()), torch.randint(7, (3, 5, 6))
+    assert sum(value.numel() for value in parameters.values()) == 3 * sum(value.numel() for value in alone[0].parameters())
+    found = together(parameters, Batch(x, x), True)
+    expected = torch.stack([network(x[number])[0] for number, network in enumerate(alone)])
+    torch.testing.assert_close(found, expected)
+    found.square().sum().backward()
+    expected.square().sum().backward()
+    for name, value in parameters.items():
+        torch.testing.assert_close(value.grad, torch.stack([dict(one.named_parameters())[name].grad for one in alone]))
 
 
 def test_padding_is_masked():
