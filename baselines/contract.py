@@ -204,7 +204,7 @@ class Arm(nn.Module):
 
     def train_flops_per_example(self) -> float | None:
         """Nominal FLOPs that one training example costs each time it is drawn, forward and backward, or None where that means
-        nothing. Passes that an arm makes besides (over the whole data between stages) are spread over the examples."""
+        nothing. Passes over the whole data between stages come on top: how much that is for each example hangs on the budget."""
         return None
 
     def stages(self) -> Sequence[Stage]:
@@ -367,7 +367,7 @@ def _unusable(reason: str) -> type[Arm]:
     def build(self: Arm, task: Task, seed: int, *, sizing: bool = False) -> None:
         raise PluginError(reason)
 
-    return type("Unusable", (Arm,), {"uses": ("backbone", "experts", "router"), "build": build})
+    return type("Unusable", (Arm,), {"build": build})
 
 
 def router_of(spec: ArmSpec) -> str | None:

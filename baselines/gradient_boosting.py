@@ -116,7 +116,7 @@ class GradientBoosting(StageWise):
 def first_scores(task: Task, targets: Tensor) -> Tensor:
     """The best constant, (K,): the logarithm of the class shares, or the mean. Classes without an example count as half one."""
     if task.kind == "regression":
-        return targets.float().flatten(1).mean(0)
+        return targets.float().reshape(len(targets), task.outputs).mean(0)
     counts = torch.bincount(targets, minlength=task.outputs).float().clamp_min(0.5)
     return (counts / counts.sum()).log()
 

@@ -28,9 +28,6 @@ class Snapshot(StageWise):
     def rounds(self) -> int:
         return 1
 
-    def train_flops_per_example(self) -> float | None:
-        return self.template.train_flops_per_example()
-
     def stages(self) -> Sequence[Stage]:
         return [Stage(f"cycle {n}", fresh=n == 0, warmup=0.0, schedule="cosine") for n in range(self.count)]
 

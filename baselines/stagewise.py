@@ -45,6 +45,10 @@ class StageWise(MemberArm):
     def rounds(self) -> int:
         return self.count
 
+    def train_flops_per_example(self) -> float | None:
+        """Of one member: only it is shown an example that is drawn. Each of the M rounds has one of its own."""
+        return self.template.train_flops_per_example()
+
     @property
     def streams(self) -> Sequence[int]:
         return ()

@@ -22,7 +22,7 @@ TaskKind = Literal["classification", "regression", "language"]
 @dataclass(frozen=True)
 class Batch:
     """inputs (B, ...), targets (B,), (B, K) or (B, S), mask (B, S) where positions may be padding, domain (B,) numbers of
-    the sources that examples come from, where there are several. Ids and labels may be of any integer type."""
+    the sources that examples come from, where there are several. Labels are int64, a text's ids of any integer type."""
 
     inputs: Tensor
     targets: Tensor
@@ -91,7 +91,7 @@ class Task:
         if self.kind == "classification":
             sums["correct"] = (outputs.argmax(-1) == targets).double().sum()
         elif self.kind == "regression":
-            flat = targets.double().flatten(1)
+            flat = targets.double().reshape(len(targets), self.outputs)
             sums |= {"target": flat.mean(1).sum(), "square": flat.square().mean(1).sum()}
         return sums
 

@@ -1,5 +1,7 @@
 """Boosting against its oracles: scikit-learn's AdaBoost on the same stage predictions, and Friedman's steps one by one."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -16,6 +18,7 @@ from baselines.task import Batch, Task
 from routelab.backbones.contract import InputSpec
 from routelab.data.contract import load
 from routelab.training.loop import RunSpec, execute
+from routelab.training.matching import train_flops
 from routelab.training.settings import Budget, Optimizer, TrainerOptions
 from routers.errors import UsageError
 
@@ -302,8 +305,11 @@ def test_stages_cost_their_steps_and_their_passes(data, name, base):
     assert run.record["status"] == "ok", run.record["error"]
     assert run.record["steps"] == 36
     template = run.arm.template
-    seen = 36 * 32 * template.train_flops_per_example() + 3 * len(data.train) * template.flops_per_example()
+    passes = 3 * len(data.train) * template.flops_per_example()
+    seen = 36 * 32 * template.train_flops_per_example() + passes
     assert run.record["flops_model"] == pytest.approx(seen, rel=1e-6 if base == "dense" else 0.05)
+    # What is foretold of it by the examples that the budget draws for each member, 12 * 32.
+    assert 12 * 32 * train_flops(run.arm) == pytest.approx(seen - passes, rel=1e-6)
     if name == "adaboost":
         assert len(run.record["figures"]["alpha"]) == run.record["figures"]["members_kept"] == 3
 
@@ -378,3 +384,14 @@ def test_a_subsample_is_shown_to_each_stage():
     assert ((arm.omega.value == 0).sum(1) == N // 2).all()
     torch.testing.assert_close(arm.omega.value.mean(1), torch.ones(3))
     assert not torch.equal(arm.omega.value[0], arm.omega.value[1])
+
+
+def test_values_may_stand_in_a_column_or_in_a_row():
+    """One target of each example as (N, 1), or as (N,)."""
+    generator = torch.Generator().manual_seed(0)
+    task = Task("toy", "regression", InputSpec("table", (3,)), 1)
+    column = Batch(torch.randn(12, 3, generator=generator), torch.randn(12, 1, generator=generator))
+    row = replace(column, targets=column.targets.squeeze(1))
+    outputs = torch.randn(12, 1, generator=generator)
+    assert task.summary(task.statistics(outputs, row.targets)) == task.summary(task.statistics(outputs, column.targets))
+    torch.testing.assert_close(first_scores(task, row.targets), column.targets.mean(0))
