@@ -117,6 +117,10 @@ def _count(backbone: Backbone, examples: int) -> Cost:
         # Evaluation, where a new number of examples may turn up first, forbids gradients in two ways.
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
+        for module in backbone.modules():
+            stack.callback(setattr, module, "training", module.training)
+            # In training, batch norm would learn from these inputs; recurrent networks on a GPU have no other backward.
+            module.training = isinstance(module, nn.RNNBase)
         for layer in layers:
             through: Any = (lambda x, *_, **__: (x, None)) if isinstance(layer, MixtureLayer) else (lambda x: x)
             layer.__dict__["forward"] = through

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from torch import nn
 
 from baselines.contract import ArmSpec, make_arm
 from baselines.task import Task
-from routelab.backbones.contract import BACKBONES, Backbone, InputSpec
+from routelab.backbones.contract import BACKBONES, Backbone, InputSpec, Slot
 from routelab.comparison.compare import compare
 from routers.loading import load_plugin
 from routers.registry import only_for_now
@@ -52,6 +53,35 @@ def test_counted_cost_is_the_formula(device, name):
         out, routings = arm.network(torch.randn(5, 1, 8, 8))
         assert out.shape == (5, 3)
         assert len(routings) == (2 if name == "switch" else 0)
+
+
+class Normed(Backbone):
+    """Batch norm, which learns from what it is shown in training, and refuses a batch of one there."""
+
+    positions = 1
+
+    def __init__(self, inputs, outputs, feed_forward, *, d_model: int = 8):
+        super().__init__(inputs, outputs)
+        self.d_model = d_model
+        self.embed, self.norm, self.head = nn.Linear(4, d_model), nn.BatchNorm1d(d_model), nn.Linear(d_model, outputs)
+        self.memory = nn.GRU(d_model, d_model, batch_first=True)
+        self.layer = feed_forward(Slot(0, d_model, 1))
+
+    def forward(self, x, mask=None):
+        hidden, _ = self.memory(self.norm(self.embed(x)).unsqueeze(1))
+        return self.head(self.layer(hidden).squeeze(1)), []
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_counting_leaves_a_network_as_it_was(training):
+    with only_for_now(BACKBONES):
+        BACKBONES.register("normed")(Normed)
+        task = Task("toy", "classification", InputSpec("table", (4,)), 3)
+        network = make_arm(ArmSpec("dense", {"name": "normed"}), task, 0).network.train(training)
+        before = {name: value.clone() for name, value in network.state_dict().items()}
+        assert network.cost(1).forward * 5 == network.cost(5).forward > 0
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert all(module.training is training for module in network.modules())
 
 
 @pytest.mark.slow
