@@ -7,7 +7,7 @@ exempt from matching. Inputs are an example's numbers in a row; codes of categor
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -29,15 +29,24 @@ class ReferenceOptions:
 
 
 class Reference(Arm):
-    """Base: an estimator of scikit-learn, fitted to the training split in one call, on one core."""
+    """Base: an estimator of scikit-learn, fitted to the training split in one call, on one core (histogram boosting: on as
+    many as the process has threads)."""
 
     options_type = ReferenceOptions
     fit_outside_loop = True
+
+    targets: ClassVar[int | None] = None
+    """How many values of an example it can learn at most; None = any number."""
 
     def build(self, task: Task, seed: int, *, sizing: bool = False) -> None:
         whole("members", self.options.members)
         if task.kind == "language":
             raise ValueError("trees need an example's numbers and one target for it; language models predict every byte")
+        if task.kind == "regression" and self.targets is not None and task.outputs > self.targets:
+            raise ValueError(
+                f"it learns {self.targets} value of an example, and {task.name!r} has {task.outputs}; "
+                "random_forest and sk_bagging take several"
+            )
         self.task, self.seed = task, seed % 2**32
         self.estimator = self.make(task.kind == "regression")
 
@@ -76,7 +85,8 @@ def numbers(batch: Batch) -> NDArray[Any]:
 
 
 class RandomForest(Reference):
-    """Random forest (Breiman 2001) by scikit-learn: bagged trees, each split chosen among some of the features.
+    """Random forest (Breiman 2001) by scikit-learn: bagged trees, each split chosen among the root of the number of features,
+    drawn at random; for regression, as scikit-learn has it, among all of them, so that it is bagging.
 
     Options: `members` (100).
     """
@@ -91,8 +101,11 @@ class RandomForest(Reference):
 class HistGradientBoosting(Reference):
     """Gradient boosting of trees over binned features by scikit-learn (after LightGBM, Ke et al. 2017).
 
+    Of more than 10,000 training examples scikit-learn holds back a tenth, and ends early when they tell it to.
     Options: `members` (100).
     """
+
+    targets = 1
 
     def make(self, regression: bool) -> Any:
         from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
@@ -131,8 +144,8 @@ class SkBagging(Reference):
         tree = (DecisionTreeRegressor if regression else DecisionTreeClassifier)(max_depth=self.options.depth)
         make = BaggingRegressor if regression else BaggingClassifier
         bootstrap = self.options.bootstrap
-        # With fewer, some examples are in every bag: of 20 bags, one in 10,000.
-        score = bootstrap and self.options.members >= 20
+        # With fewer, some examples are in every bag: of 20 bags, one in 10,000. scikit-learn has none for several values.
+        score = bootstrap and self.options.members >= 20 and not (regression and self.task.outputs > 1)
         return make(tree, n_estimators=self.options.members, bootstrap=bootstrap, oob_score=score, random_state=self.seed)
 
 
@@ -151,6 +164,7 @@ class SkAdaBoost(Reference):
     """
 
     options_type = BoostedTreeOptions
+    targets = 1
 
     def make(self, regression: bool) -> Any:
         from sklearn.ensemble import AdaBoostClassifier, AdaBoostRegressor

@@ -2,15 +2,19 @@
 
 import numpy as np
 import pytest
+import torch
 from sklearn.tree import DecisionTreeClassifier
 
-from baselines.contract import ArmSpec
+from baselines.contract import ArmSpec, make_arm
+from baselines.task import Batch, Task
+from routelab.backbones.contract import InputSpec
 from routelab.data.contract import load
 from routelab.training.arms import arm_choices
 from routelab.training.config import resolve
 from routelab.training.loop import RunSpec, execute
 from routelab.training.matching import match_arms
 from routelab.training.settings import Budget, Match, Optimizer, TrainerOptions
+from routers.errors import UsageError
 
 NAMES = ("random_forest", "hist_gradient_boosting", "sk_bagging", "sk_adaboost")
 
@@ -46,6 +50,22 @@ def test_regression(name):
     assert record["status"] == "ok", record["error"]
     assert record["test"]["loss"] < 2
     assert record["calibration"] == {}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_several_values_are_learned_or_refused(name):
+    task = Task("toy", "regression", InputSpec("table", (3,)), 2)
+    inputs = torch.rand(80, 3, generator=torch.Generator().manual_seed(0))
+    batch = Batch(inputs, torch.stack([inputs.sum(1), inputs[:, 0]], dim=1))
+    spec = ArmSpec(name, options={"members": 20})
+    if name in ("hist_gradient_boosting", "sk_adaboost"):
+        with pytest.raises(UsageError, match="it learns 1 value of an example, and 'toy' has 2; random_forest and sk_bagging"):
+            make_arm(spec, task, 0)
+        return
+    arm = make_arm(spec, task, 0)
+    arm.fit(batch, batch)
+    assert task.summary(task.statistics(arm.predict(batch).outputs, batch.targets))["r2"] > 0.9
+    assert arm.figures(batch) == ({}, None)
 
 
 def test_a_single_tree():
