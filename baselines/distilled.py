@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from baselines.contract import Arm, ArmSpec, Flops, Penalty, Prediction, StepLoss, arm_class, make_arm
+from baselines.based import Based
+from baselines.contract import Arm, ArmSpec, Flops, Penalty, Prediction, StepLoss, make_arm
 from baselines.recorded import Recorded, restore, teacher_of
-from baselines.single import SingleBackbone, whole
+from baselines.single import SingleBackbone, make_single
 from baselines.task import Batch, Task
 
 
@@ -33,7 +34,7 @@ class DistilledOptions:
     hidden: int | None = None
 
 
-class Distilled(Arm):
+class Distilled(Based):
     """Knowledge distillation (Hinton et al. 2015, Distilling the knowledge in a neural network):
 
         (1 - w) task loss + w T^2 KL(softmax(teacher / T) || softmax(student / T))
@@ -48,10 +49,6 @@ class Distilled(Arm):
 
     options_type = DistilledOptions
     knobs = ("options.hidden",)
-
-    @classmethod
-    def made_of(cls, spec: ArmSpec) -> tuple[str, ...]:
-        return (spec.name, str(spec.options.get("base", cls.options_type().base)))
 
     @classmethod
     def learns_from(cls, spec: ArmSpec) -> tuple[ArmSpec, ...]:
@@ -75,24 +72,15 @@ class Distilled(Arm):
         recorded = teacher_of(self.spec)
         if recorded is None:
             raise ValueError(f"teacher is {self.options.teacher!r}; it must be a run, such as results/language/topk-s0")
-        spec = self.student_spec()
-        if not issubclass(arm_class(spec.name), SingleBackbone):
-            raise ValueError(f"base is {spec.name!r}; it must be dense or a router's name")
-        student = make_arm(spec, task, seed, sizing=sizing)
-        assert isinstance(student, SingleBackbone)
-        self.student = student
+        self.student = make_single(self.base_spec(), task, seed, sizing=sizing)
         # In a tuple, so that it does not turn up among this arm's modules.
         self._teacher = (make_arm(recorded.spec, task, recorded.seed, sizing=sizing),)
         self._recorded: Recorded | None = recorded
         self._train: Batch | None = None
 
-    def student_spec(self) -> ArmSpec:
-        """The student as an arm of its own."""
-        spec = ArmSpec(self.options.base, self.spec.backbone, self.spec.experts, self.spec.router)
-        if self.options.hidden is not None:
-            hidden = whole("hidden", self.options.hidden)
-            spec = spec.with_value("backbone.hidden", hidden).with_value("experts.hidden", hidden)
-        return spec
+    @property
+    def template(self) -> SingleBackbone:
+        return self.student
 
     @property
     def teacher(self) -> Arm:
@@ -152,32 +140,6 @@ class Distilled(Arm):
     @property
     def active_params(self) -> int:
         return self.student.active_params
-
-    @property
-    def unsizable(self) -> str | None:
-        return self.student.unsizable
-
-    # What the student is, the arm is
-
-    @property
-    def causal(self) -> bool:
-        return self.student.causal
-
-    @property
-    def batch_coupled(self) -> bool:
-        return self.student.batch_coupled
-
-    @property
-    def leaks(self) -> str | None:
-        return self.student.leaks
-
-    @property
-    def leaks_in_training(self) -> str | None:
-        return self.student.leaks_in_training
-
-    @property
-    def evaluation_coupled(self) -> bool:
-        return self.student.evaluation_coupled
 
 
 def distance(task: Task, student: Tensor, teacher: Tensor, temperature: float) -> Tensor:

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from baselines.contract import ArmSpec, Flops, ParameterGroup, Prediction, StepLoss, make_arm
+from baselines.contract import ArmSpec, Flops, ParameterGroup, Prediction, StepLoss
 from baselines.gating import ERRORS, blend, competitive, coupled, distance, likelihood, log_blend
 from baselines.hierarchy import gate_outputs, log_proportions
 from baselines.members import PASS, MemberArm, MemberOptions, member_seed
-from baselines.single import SingleBackbone, whole
+from baselines.single import SingleBackbone, make_single, whole
 from baselines.stack import Outputs
 from baselines.task import Batch, Task
 from experts.initialisation import initialise, key
@@ -108,18 +108,16 @@ class GatedMixture(MemberArm):
             for parameter in self.gate.parameters():
                 torch.nn.init.zeros_(parameter)
         else:
-            backbone = {name: value for name, value in self.member_spec().backbone.items() if name != "tied"}
-            made = make_arm(ArmSpec("dense", backbone, self.spec.experts), of_gate, key(seed, "gate"), sizing=sizing)
-            assert isinstance(made, SingleBackbone)
-            self.gate = made
+            backbone = {name: value for name, value in self.base_spec().backbone.items() if name != "tied"}
+            self.gate = make_single(ArmSpec("dense", backbone, self.spec.experts), of_gate, key(seed, "gate"), sizing=sizing)
 
-    def member_spec(self) -> ArmSpec:
+    def base_spec(self) -> ArmSpec:
         bases = ("dense", LINEAR, *ROUTERS.names())
         if self.options.base not in bases:
             raise unknown(f"base of arm {self.spec.name!r}", self.options.base, bases)
         if self.options.base == LINEAR:
             return ArmSpec("dense", self.spec.backbone)
-        return super().member_spec()
+        return super().base_spec()
 
     def _member(self, spec: ArmSpec, number: int, sizing: bool = False) -> SingleBackbone:
         if self.options.base != LINEAR:

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from baselines.contract import Arm, ArmSpec, ParameterGroup, Prediction, StepLoss, arm_class, make_arm
-from baselines.single import SingleBackbone, whole
+from baselines.based import Based
+from baselines.contract import ArmSpec, ParameterGroup, Prediction, StepLoss
+from baselines.single import SingleBackbone, make_single, whole
 from baselines.stack import Networks, Outputs, networks_of
 from baselines.task import Batch, Task
 from experts.initialisation import key
-from routers.errors import UsageError
 
 PASS = 512
 """Examples of a batch of a pass over the training split."""
@@ -55,7 +55,7 @@ class PerExample(nn.Module):
         super()._load_from_state_dict(state, prefix, *rest)
 
 
-class MemberArm(Arm):
+class MemberArm(Based):
     """Base of the ensembles: trains M members at once on `loss = sum_m mean_i Omega[m, i] * loss(f_m(x_i), y_i)`.
 
     The losses are summed over the members and gradients clipped for each, so a member is what it would be alone: member m
@@ -75,31 +75,15 @@ class MemberArm(Arm):
         """The number of members. Matching keeps the work equal."""
         return {"options.members": trial.suggest_categorical("options.members", [2, 4, 8])}
 
-    @classmethod
-    def made_of(cls, spec: ArmSpec) -> tuple[str, ...]:
-        return (spec.name, str(spec.options.get("base", cls.options_type().base)))
-
     def build(self, task: Task, seed: int, *, sizing: bool = False) -> None:
         self.task, self.seed = task, seed
         self.count = whole("members", self.options.members)
-        spec = self.member_spec()
-        if not issubclass(arm_class(spec.name), SingleBackbone):
-            raise UsageError(f"arm {self.spec.name!r}: base is {spec.name!r}; it must be dense or a router's name")
+        spec = self.base_spec()
         self._template = (self._member(spec, 0, sizing=True),)
         self.check(task)
         self.omega = PerExample()
         if not sizing:
             self.members = self.networks([self._member(spec, number) for number in range(self.count)])
-
-    def member_spec(self) -> ArmSpec:
-        """The base arm, in the members' widths."""
-        spec = ArmSpec(self.options.base, self.spec.backbone, self.spec.experts, self.spec.router)
-        if self.options.d_model is not None:
-            spec = spec.with_value("backbone.d_model", whole("d_model", self.options.d_model))
-        if self.options.hidden is not None:
-            hidden = whole("hidden", self.options.hidden)
-            spec = spec.with_value("backbone.hidden", hidden).with_value("experts.hidden", hidden)
-        return spec
 
     def check(self, task: Task) -> None:
         """Refuse a task that this way of combining makes no sense for, with a ValueError."""
@@ -109,9 +93,7 @@ class MemberArm(Arm):
         return networks_of(members, self.template)
 
     def _member(self, spec: ArmSpec, number: int, sizing: bool = False) -> SingleBackbone:
-        made = make_arm(spec, self.task, member_seed(self.seed, number), sizing=sizing)
-        assert isinstance(made, SingleBackbone)
-        return made
+        return make_single(spec, self.task, member_seed(self.seed, number), sizing=sizing)
 
     @property
     def template(self) -> SingleBackbone:
@@ -174,32 +156,6 @@ class MemberArm(Arm):
     @property
     def active_params(self) -> int:
         return self.count * self.template.active_params
-
-    @property
-    def unsizable(self) -> str | None:
-        return self.template.unsizable
-
-    # What the members are, together they are
-
-    @property
-    def causal(self) -> bool:
-        return self.template.causal
-
-    @property
-    def batch_coupled(self) -> bool:
-        return self.template.batch_coupled
-
-    @property
-    def leaks(self) -> str | None:
-        return self.template.leaks
-
-    @property
-    def leaks_in_training(self) -> str | None:
-        return self.template.leaks_in_training
-
-    @property
-    def evaluation_coupled(self) -> bool:
-        return self.template.evaluation_coupled
 
 
 def member_seed(seed: int, number: int) -> int:

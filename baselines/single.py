@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 
 from torch import Tensor, nn
 
-from baselines.contract import Arm, ArmSpec, Flops, Penalty, Prediction, StepLoss
+from baselines.contract import Arm, ArmSpec, Flops, Penalty, Prediction, StepLoss, arm_class, make_arm
 from baselines.task import Batch, Task
 from experts.initialisation import initialise
 from experts.kinds import FeedForward, kind_named
@@ -249,4 +249,10 @@ class SingleBackbone(Arm):
         return any(layer.evaluation_coupled for layer in self.mixtures)
 
 
-__all__ = ["ARM_OPTIONS", "ArmSpec", "SingleBackbone", "whole"]
+def make_single(spec: ArmSpec, task: Task, seed: int, *, sizing: bool = False) -> SingleBackbone:
+    """`make_arm` for what other arms are made of; ValueError unless that is one backbone, dense or routed."""
+    if not issubclass(arm_class(spec.name), SingleBackbone):
+        raise ValueError(f"base is {spec.name!r}; it must be dense or a router's name")
+    made = make_arm(spec, task, seed, sizing=sizing)
+    assert isinstance(made, SingleBackbone)
+    return made

@@ -10,13 +10,14 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.func import functional_call
 
-from baselines.contract import Arm, ArmSpec, Flops, ParameterGroup, Prediction, Stage, StepLoss, make_arm
+from baselines.based import Based
+from baselines.contract import ArmSpec, Flops, ParameterGroup, Prediction, Stage, StepLoss
 from baselines.members import mean_prediction
 from baselines.merging import mean_parameters, mix_into, posterior_prediction
-from baselines.single import SingleBackbone, whole
+from baselines.single import SingleBackbone, make_single
 from baselines.stack import OneByOne
+from baselines.stacked import places_of, run_with
 from baselines.task import Batch, Task
 from experts.initialisation import key
 from experts.kinds import kind_named
@@ -50,12 +51,13 @@ class SpecialistOptions:
     hidden: int | None = None
 
 
-class Specialists(Arm):
+class Specialists(Based):
     """As many dense networks as the data have domains, each trained on its own (Li et al. 2022, Branch-Train-Merge).
 
-    An example is seen by the specialist of its part alone, in the order in which the dense arm would see it, and weighs what
-    it would weigh there, so that all specialists together take the steps, the examples and the FLOPs of one dense network. A
-    specialist that a batch holds nothing for takes no step. They start as copies of one network: trained on all data for
+    An example is seen by the specialist of its part alone, in the order in which the dense arm would see it, so that all
+    specialists together take the steps, the examples and the FLOPs of one dense network. It weighs M times what it would weigh
+    there, as a specialist's part of a batch is about an M-th. A specialist that a batch holds nothing for takes no step (where
+    several processes share the batch, one by its momentum alone). They start as copies of one network: trained on all data for
     `seed_share` of the budget at a constant rate after the warm-up, or just initialised, as the dense arm of the seed is.
 
     `combine` says what predicts:
@@ -82,7 +84,7 @@ class Specialists(Arm):
 
     @classmethod
     def made_of(cls, spec: ArmSpec) -> tuple[str, ...]:
-        return (spec.name, "dense", *(("topk",) if spec.options.get("combine") in MIXED else ()))
+        return (*super().made_of(spec), *(("topk",) if spec.options.get("combine") in MIXED else ()))
 
     @classmethod
     def trained_as(cls, spec: ArmSpec) -> ArmSpec:
@@ -94,14 +96,14 @@ class Specialists(Arm):
         self.task, self.seed, self.combine = task, seed, self.options.combine
         self._check(task)
         self.count = 1 if self.options.split == "none" else task.domains
-        dense, mixed = self._specs()
-        # Without memory, and no module of this one's: they know what a network costs.
-        self._template = (_network(dense, task, seed, sizing=True),)
-        self._mixed_template: tuple[SingleBackbone, ...] = (_network(mixed, task, seed, sizing=True),) if self.mixes else ()
+        dense, mixed = self.base_spec(), self._mixture_spec()
+        kinds = (dense, mixed) if self.mixes else (dense,)
+        # Without memory, and no modules of this one's: they know what a network costs.
+        self._templates = tuple(make_single(kind, task, seed, sizing=True) for kind in kinds)
         self.register_buffer("phase", torch.tensor(PHASES.index(self.stages()[0].name)))
         if not sizing:
-            self.members = OneByOne([_network(dense, task, seed) for _ in range(self.count)])
-            self.mixture = _network(mixed, task, seed) if self.mixes else None
+            self.members = OneByOne([make_single(dense, task, seed) for _ in range(self.count)])
+            self.mixture = make_single(mixed, task, seed) if self.mixes else None
 
     def _check(self, task: Task) -> None:
         given = self.options
@@ -118,6 +120,11 @@ class Specialists(Arm):
                 f"seed_share is {given.seed_share} and router_share {given.router_share}; together they must be below 1, which "
                 f"leaves the specialists a part of the budget"
             )
+        kind, latent = str(self.spec.experts.get("kind", "gelu")), self.spec.router.get("latent_dim")
+        if self.mixes and kind_named(kind).rank is not None:
+            raise ValueError(f"experts.kind is {kind!r}, whose experts share their matrices; specialists do not")
+        if self.mixes and latent is not None:
+            raise ValueError(f"router.latent_dim is {latent!r}; specialists, which become the experts, work on all features")
         if task.domains < 2 and given.split != "none":
             raise ValueError(
                 f"there is a specialist for every domain of the data, and {task.name!r} has no domains; data sets that have: "
@@ -138,22 +145,16 @@ class Specialists(Arm):
         """Whether there is a mixture in the end."""
         return self.combine in MIXED
 
-    def _specs(self) -> tuple[ArmSpec, ArmSpec]:
-        """A specialist, and the mixture of all of them."""
-        backbone = dict(self.spec.backbone)
-        for name in ("d_model", "hidden"):
-            if getattr(self.options, name) is not None:
-                backbone[name] = whole(name, getattr(self.options, name))
-        experts = {name: value for name, value in self.spec.experts.items() if name in ("kind", "bias")}
-        if self.mixes and kind_named(str(experts.get("kind", "gelu"))).rank is not None:
-            raise ValueError(f"experts.kind is {experts['kind']!r}, whose experts share their matrices; specialists do not")
-        mixed = ArmSpec("topk", {**backbone, "moe_every": 1}, {**experts, "count": self.count}, self.spec.router)
-        return ArmSpec("dense", backbone, experts), mixed
+    def _mixture_spec(self) -> ArmSpec:
+        """The mixture of all specialists, its experts as wide as they are."""
+        dense = self.base_spec()
+        experts = {name: value for name, value in dense.experts.items() if name in ("kind", "bias")}
+        return ArmSpec("topk", {**dense.backbone, "moe_every": 1}, {**experts, "count": self.count}, self.spec.router)
 
     @property
     def template(self) -> SingleBackbone:
-        """One more specialist, without memory."""
-        return self._template[0]
+        """What predicts in the end: the mixture, or a specialist."""
+        return self._templates[-1]
 
     # Training
 
@@ -269,52 +270,44 @@ class Specialists(Arm):
     def _averaged(self, batch: Batch) -> Prediction:
         first = self.members.member(0)
         mean = mean_parameters([self.members.member(number).network for number in range(self.count)])
-        outputs, _ = functional_call(first.network, mean, (batch.inputs, batch.mask))
+        outputs = run_with(first.network, places_of(first.network), mean, batch.inputs, batch.mask)
         return Prediction(outputs, first.flops(len(batch), [], training=False))
 
     @property
     def leaks(self) -> str | None:
-        return "the example's domain" if self.combine == "oracle" else None
+        return "the example's domain" if self.combine == "oracle" else super().leaks
 
     # What it costs
 
     @property
     def _asked(self) -> int:
-        """How many specialists a prediction runs."""
+        """How many networks a prediction runs."""
         return self.count if self.combine in ("posterior", "uniform") else 1
 
     def flops_per_example(self) -> float | None:
-        return self._mixed_template[0].flops_per_example() if self.mixes else self._asked * self.template.flops_per_example()
+        return self._asked * self.template.flops_per_example()
 
     def train_flops_per_example(self) -> float | None:
         """Of a specialist, whose example no other sees; of the mixture, for its part of the steps."""
-        one = self.template.train_flops_per_example()
+        one = self._templates[0].train_flops_per_example()
         if not self.mixes:
             return one
-        mixed, share = self._mixed_template[0], self.options.router_share
+        mixed, share = self.template, self.options.router_share
         groups, positions = mixed.network.layout(1)
         frozen = sum(layer.row_cost.backward / 2 * layer.nominal_rows(groups, positions) for layer in mixed.mixtures)
         return (1 - share) * one + share * (mixed.train_flops_per_example() - (frozen if self.combine == "router" else 0.0))
 
     @property
     def total_params(self) -> int:
-        """Of what predicts."""
-        if self.mixes:
-            return self._mixed_template[0].total_params
-        return (1 if self.combine == "weights" else self.count) * self.template.total_params
+        """Of what predicts; for oracle all specialists, of which it runs one."""
+        return (self.count if self.combine == "oracle" else self._asked) * self.template.total_params
 
     @property
     def active_params(self) -> int:
-        return self._mixed_template[0].active_params if self.mixes else self._asked * self.template.active_params
+        return self._asked * self.template.active_params
 
 
 def random_parts(examples: int, parts: int, seed: int) -> Tensor:
     """Which part each example belongs to, (N,): a permutation drawn from the seed, dealt out in turn."""
     order = torch.randperm(examples, generator=torch.Generator().manual_seed(key(seed, "parts")))
     return torch.empty(examples, dtype=torch.int64).scatter_(0, order, torch.arange(examples) % parts)
-
-
-def _network(spec: ArmSpec, task: Task, seed: int, sizing: bool = False) -> SingleBackbone:
-    made = make_arm(spec, task, seed, sizing=sizing)
-    assert isinstance(made, SingleBackbone)
-    return made

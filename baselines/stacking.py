@@ -74,7 +74,7 @@ class Stacking(MemberArm):
             )
 
     def networks(self, members: list[SingleBackbone]) -> Networks:
-        copies = [self._member(self.member_spec(), number) for _ in range(self.folds) for number in range(self.count)]
+        copies = [self._member(self.base_spec(), number) for _ in range(self.folds) for number in range(self.count)]
         return networks_of([*members, *copies], self.template)
 
     @property

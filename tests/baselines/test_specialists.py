@@ -331,9 +331,31 @@ def test_a_wrong_call_is_answered_in_a_sentence(options, task, said):
     assert "\n" not in str(error.value)
 
 
-def test_experts_that_share_their_matrices_are_no_specialists():
-    with pytest.raises(UsageError, match="experts.kind is 'lora'"):
-        make_arm(ArmSpec("specialists", SMALL, {"kind": "lora"}, {}, {"combine": "mix"}), TASK, 0)
+@pytest.mark.parametrize(
+    ("experts", "router", "said"),
+    [
+        ({"kind": "lora"}, {}, "experts.kind is 'lora', whose experts share their matrices"),
+        ({}, {"latent_dim": 4}, "router.latent_dim is 4; specialists, which become the experts, work on all features"),
+    ],
+)
+def test_experts_that_no_specialist_can_become_are_refused(experts, router, said):
+    with pytest.raises(UsageError, match=said):
+        make_arm(ArmSpec("specialists", SMALL, experts, router, {"combine": "mix"}), TASK, 0)
+    make_arm(ArmSpec("specialists", SMALL, experts, router, {"combine": "uniform"}), TASK, 0)
+
+
+CAPACITY = {"capacity_group": "batch", "allow_leak": True}
+
+
+@pytest.mark.parametrize("router", [{}, {"capacity_factor": 1.0, **CAPACITY}, {"eval_capacity_factor": 1.0, **CAPACITY}])
+def test_what_predicts_marks_the_arm(router):
+    """A mixture of specialists with a capacity is marked as the routed arm is; specialists alone have none."""
+    others = [make_arm(ArmSpec(name, SMALL, {"count": 2}, router), TASK, 0) for name in ("dense", "topk")]
+    for combine in COMBINE[1:]:
+        arm = make_arm(ArmSpec("specialists", SMALL, {}, router, {"combine": combine}), TASK, 0)
+        for name in ("causal", "batch_coupled", "leaks", "leaks_in_training", "evaluation_coupled"):
+            assert getattr(arm, name) == getattr(others[arm.mixes], name), (combine, name)
+    assert others[1].batch_coupled == bool(router)
 
 
 def test_a_task_knows_how_many_domains_its_data_have():
