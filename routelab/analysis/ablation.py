@@ -19,7 +19,7 @@ from routelab.analysis import interventions
 from routelab.analysis.labels import Label
 from routelab.analysis.observe import predict, rerouted
 from routelab.analysis.runs import TrainedRun
-from routelab.comparison.statistics import mean_interval
+from routelab.comparison.statistics import grouped_interval
 from routers.plans import Plan
 
 Array = NDArray[Any]
@@ -36,13 +36,13 @@ class Ablation:
     expert: int | None
     loss: Array
 
-    def row(self, plain: Array, labels: list[Label]) -> dict[str, Any]:
-        """The rise over the losses `plain` (N,), paired by example: mean and 95% t-interval, of all and of each group of every
-        label of whole examples."""
+    def row(self, plain: Array, labels: list[Label], block_N: Array) -> dict[str, Any]:
+        """The rise over the losses `plain` (N,), paired by example: mean and 95% t-interval over blocks of examples that hang
+        together, of all and of each group of every label of whole examples."""
         rise = self.loss - plain
         by = {
             label.name: {
-                name: mean_interval(rise[label.value == number].tolist()).as_dict()
+                name: grouped_interval(rise[label.value == number], block_N[label.value == number]).as_dict()
                 for number, name in enumerate(label.names)
                 if (label.value == number).any()
             }
@@ -54,7 +54,7 @@ class Ablation:
             "layer": self.layer,
             "expert": self.expert,
             "loss": float(self.loss.mean()),
-            "rise": mean_interval(rise.tolist()).as_dict(),
+            "rise": grouped_interval(rise, block_N).as_dict(),
             "by": by,
         }
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 Found = Mapping[str, Any]
 
+_INTERVALS = "95% t-intervals over documents, or over examples where none are known"
 _SINGLE = {
     "without": ("Loss without an expert", "The expert's rows go to nothing; weights of the others stay as they are."),
     "only": ("One expert alone", "In this layer one expert does the work of all, with the sum of each token's weights."),
@@ -37,11 +38,11 @@ def single_experts(found: Found, kind: str) -> Drawn | None:
     for axes in panels[::2]:
         axes.set_ylabel("rise of the test loss")
     title, note = _SINGLE[kind]
-    table: list[list[Any]] = [["layer", "expert", "rise", "low", "high", "examples"]]
+    table: list[list[Any]] = [["layer", "expert", "rise", "low", "high", "units"]]
     table += [[row["layer"], row["expert"], *_numbers(row["rise"])] for row in rows_of]
     return Drawn(
         f"loss-{kind}", title, f"{title}: rise of the test loss for each expert",
-        f"{note} Nothing is trained anew. 95% t-intervals over examples, paired with the whole model.", figure, table,
+        f"{note} Nothing is trained anew. {_INTERVALS}, paired with the whole model.", figure, table,
     )  # fmt: skip
 
 
@@ -69,14 +70,14 @@ def by_group(found: Found, name: str) -> Drawn | None:
     for axes in panels[::2]:
         axes.set_ylabel("rise of the test loss")
     legend(figure, handles, names, columns)
-    table: list[list[Any]] = [["layer", "expert", name, "rise", "low", "high", "examples"]]
+    table: list[list[Any]] = [["layer", "expert", name, "rise", "low", "high", "units"]]
     table += [
         [row["layer"], row["expert"], group, *_numbers(each)] for row in rows_of for group, each in row["by"][name].items()
     ]
     return Drawn(
         f"loss-without-by-{name}", f"Loss without an expert, by {TITLES[name]}",
         f"Rise of the test loss without each expert, by {TITLES[name]}",
-        "An expert that serves one group hurts that group when it is gone. 95% t-intervals over the group's examples.", figure, table,
+        f"An expert that serves one group hurts that group when it is gone. {_INTERVALS}.", figure, table,
     )  # fmt: skip
 
 
@@ -102,12 +103,12 @@ def rerouting(found: Found) -> Drawn | None:
     axes.set_xlabel("layer")
     axes.set_ylabel("rise of the test loss")
     legend(figure, handles, list(_REROUTED.values()), columns)
-    table: list[list[Any]] = [["kind", "layer", "rise", "low", "high", "examples"]]
+    table: list[list[Any]] = [["kind", "layer", "rise", "low", "high", "units"]]
     table += [[row["kind"], "all" if row["layer"] is None else row["layer"], *_numbers(row["rise"])] for row in rows_of]
     return Drawn(
         "rerouting", "Does it matter who does the work?", "Rise of the test loss under random, swapped and even routing",
-        "Random: other experts, as many and with the same weights. Another example's: the plan of the example before it, position by "
-        "position. Even: the same experts, all with the mean weight. 95% t-intervals over examples.", figure, table,
+        "Random: experts drawn evenly, as many and with the same weights. Another example's: the plan of the example before it, position by "
+        f"position. Even: the same experts, all with the mean weight. {_INTERVALS}.", figure, table,
     )  # fmt: skip
 
 

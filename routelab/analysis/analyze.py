@@ -14,14 +14,15 @@ from numpy.typing import NDArray
 
 from experts.mixture import MixtureLayer
 from routelab.analysis.ablation import ablations
-from routelab.analysis.information import Information, by_block, information, joint, miller_madow
-from routelab.analysis.labels import Label, documents, labels_of
+from routelab.analysis.information import Information, by_block, information, joint, miller_madow, most_telling
+from routelab.analysis.labels import Label, labels_of
 from routelab.analysis.observe import Observed, observe, outputs, own_weights
 from routelab.analysis.paths import paths_through
 from routelab.analysis.repetition import either_repetition, first_repetition
 from routelab.analysis.runs import TrainedRun
 from routelab.analysis.selection import alike, co_selection, confidence, load, output_similarity, weight_similarity
-from routelab.comparison.statistics import mean_interval
+from routelab.comparison.drawing import bounded
+from routelab.comparison.statistics import grouped_interval
 from routelab.training.record import finite
 
 Array = NDArray[Any]
@@ -37,10 +38,9 @@ def analyze(run: TrainedRun, watch: Callable[[float], None] = lambda share: None
     """All measures of one run on its sample. watch: told the share of the ablations that is done."""
     seen = observe(run.arm, run.batches())
     labels = labels_of(run.data, run.sample)
-    document_N = documents(run.data)
-    block_N = np.arange(len(run.sample)) if document_N is None else document_N[run.index.numpy()]
+    block_N, of_documents = run.blocks()
     domain = next((label for label in labels if label.name == "domain"), None)
-    layers = [_layer(layer, mixture, domain) for layer, mixture in zip(seen.layers, run.arm.mixtures, strict=True)]
+    layers = [_layer(layer, mixture, domain, block_N) for layer, mixture in zip(seen.layers, run.arm.mixtures, strict=True)]
     found: dict[str, Any] = {
         "run": {key: run.record.get(key) for key in ("arm", "seed", "data", "metric")}
         | {"cell": (run.record.get("provenance") or {}).get("cell"), "folder": str(run.folder), "mlflow": run.run_id},
@@ -48,9 +48,9 @@ def analyze(run: TrainedRun, watch: Callable[[float], None] = lambda share: None
             "examples": len(run.sample),
             "of": len(run.data.test),
             "positions": int(seen.layers[0].share.shape[1]),
-            "documents": None if document_N is None else len(np.unique(block_N)),
+            "documents": len(np.unique(block_N)) if of_documents else None,
         },
-        "loss": mean_interval(seen.loss.tolist()).as_dict(),
+        "loss": grouped_interval(seen.loss, block_N).as_dict(),
         "layers": layers,
         "labels": {label.name: _label(label, seen.layers, block_N) for label in labels},
         "paths": _paths(seen.layers),
@@ -61,14 +61,14 @@ def analyze(run: TrainedRun, watch: Callable[[float], None] = lambda share: None
         ],
     }
     found["ablation"] = [
-        each.row(seen.loss, labels) for each in ablations(run, [layer.experts for layer in seen.layers], watch)
+        each.row(seen.loss, labels, block_N) for each in ablations(run, [layer.experts for layer in seen.layers], watch)
     ]
     # What the page's texts are coloured by; too long for the JSON.
     found["first"] = [layer.first for layer in seen.layers]
     return found
 
 
-def _layer(seen: Observed, mixture: MixtureLayer, domain: Label | None) -> dict[str, Any]:
+def _layer(seen: Observed, mixture: MixtureLayer, domain: Label | None, block_N: Array) -> dict[str, Any]:
     flat = seen.share.reshape(-1, seen.experts)
     loads = load(flat)
     named = _expert_names(mixture, seen.experts)
@@ -81,13 +81,13 @@ def _layer(seen: Observed, mixture: MixtureLayer, domain: Label | None) -> dict[
         "nearly_dead": [named[e] for e in range(seen.experts) if 0 < loads[e] < FAINT],
         "unrouted": float((seen.first[seen.real] < 0).mean()),
         "confidence": confidence(seen.prob.reshape(-1, seen.experts)),
-        "repetition": {"all": _repetition(seen, np.ones(len(seen.first), dtype=bool))},
+        "repetition": {"all": _repetition(seen, np.ones(len(seen.first), dtype=bool), block_N)},
         "co_selection": None,
         "similarity": None,
     }
     if domain is not None:
         found["repetition"] |= {
-            name: _repetition(seen, domain.value == number)
+            name: _repetition(seen, domain.value == number, block_N)
             for number, name in enumerate(domain.names)
             if (domain.value == number).any()
         }
@@ -112,16 +112,16 @@ def _expert_names(mixture: MixtureLayer, experts: int) -> list[str]:
     return [*map(str, range(real)), *(f"{real + place} ({kind})" for place, kind in enumerate(kinds))]
 
 
-def _repetition(seen: Observed, which: Array) -> dict[str, Any]:
-    first = first_repetition(seen.first[which], seen.experts)
-    either = either_repetition(seen.first[which], seen.second[which], seen.experts)
+def _repetition(seen: Observed, which: Array, block_N: Array) -> dict[str, Any]:
+    first = first_repetition(seen.first[which], seen.experts, block_N[which])
+    either = either_repetition(seen.first[which], seen.second[which], seen.experts, block_N[which])
     return {"first": None if first is None else first.as_dict(), "either": None if either is None else either.as_dict()}
 
 
 def _label(label: Label, layers: Sequence[Observed], block_N: Array) -> dict[str, Any]:
     """For each layer the distribution of experts in each class, the mutual information and its test. Where some tokens have no
     expert, the last column is theirs."""
-    tables, tests = [], []
+    tables, tests = [], list[Information | None]()
     for layer in layers:
         taken = layer.taken
         if label.of_tokens:
@@ -131,19 +131,19 @@ def _label(label: Label, layers: Sequence[Observed], block_N: Array) -> dict[str
             test = information(label.value, taken, len(label.names))
         else:
             tables.append(joint(label.value[:, None], taken.sum(1, keepdims=True), len(label.names)))
-            test = information(*by_block(label.value, taken, block_N), len(label.names))
-        tests.append(_information(test, tables[-1]))
+            test = information(*by_block(label.value, taken, block_N), len(label.names), mass_C=tables[-1].sum(1))
+        tests.append(test)
     return {
         "names": list(label.names),
         "of_tokens": label.of_tokens,
         "distribution": [(table / np.maximum(table.sum(1, keepdims=True), 1e-12)).tolist() for table in tables],
         "mass": [table.sum(1).tolist() for table in tables],
-        "information": tests,
+        "information": [
+            None if test is None else {**test.as_dict(), "miller_madow": miller_madow(table)}
+            for test, table in zip(tests, tables, strict=True)
+        ],
+        "best": most_telling(tests),
     }
-
-
-def _information(test: Information | None, table: Array) -> dict[str, Any] | None:
-    return None if test is None else {**asdict(test), "miller_madow": miller_madow(table)}
 
 
 def _paths(layers: Sequence[Observed]) -> dict[str, Any] | None:
@@ -158,16 +158,16 @@ def sentences(found: dict[str, Any]) -> list[str]:
     """What the numbers say, in a few sentences that each carry their chance level or interval."""
     said = []
     for name, label in found["labels"].items():
-        tests = [(layer, test) for layer, test in enumerate(label["information"]) if test is not None]
-        if not tests:
+        best = label["best"]
+        if best is None:
             continue
-        layer, best = max(tests, key=lambda pair: pair[1]["corrected"])
-        # One test for every layer: Bonferroni, as the largest of them is picked.
-        p = min(1.0, best["p"] * len(tests))
-        tested = f" with {len(tests)} layers tested" if len(tests) > 1 else ""
-        told = f"{_unit(name)}: {max(0.0, best['corrected']):.3f} bits of {best['most']:.2f} (layer {layer}, p={p:.2g}{tested})"
+        test, p = label["information"][best["layer"]], best["p"]
+        tested = f" for the most of {best['tested']} layers" if best["tested"] > 1 else ""
+        told = f"{max(0.0, test['corrected']):.3f} bits of {test['most']:.2f} (layer {best['layer']}, p={p:.2g}{tested})"
         said.append(
-            f"The choice of an expert tells {told}." if p < 0.05 else f"Nothing shown about {told}: no more than by chance."
+            f"The choice of an expert tells {_unit(name)}: {told}."
+            if p < 0.05
+            else f"Nothing is shown about {_unit(name)} beyond chance: {told}."
         )
     repeats = [
         (layer, each["repetition"]["all"]["first"])
@@ -177,14 +177,14 @@ def sentences(found: dict[str, Any]) -> list[str]:
     if repeats:
         layer, most = max(repeats, key=lambda pair: pair[1]["share"]["mean"] - pair[1]["chance"])
         said.append(
-            f"Consecutive tokens share their first expert in {most['share']['mean']:.1%} of cases in layer {layer}; "
-            f"{most['chance']:.1%} by chance under its load, {most['uniform']:.1%} with even loads."
+            f"Consecutive tokens share their first expert in {_share(most['share'])} of cases in layer {layer}; any two of a text in "
+            f"{most['within']:.1%}, any two in {most['chance']:.1%} (chance under its load), {most['uniform']:.1%} with even loads."
         )
     whole = found["paths"]
     if whole is not None and len(found["layers"]) > 1:
         said.append(
             f"{whole['distinct']} of {whole['possible']} paths through the layers are used by {whole['tokens']} tokens, "
-            f"as many as {whole['effective']:.1f} equally frequent ones."
+            f"as many as {whole['effective']:.1f} equally frequent ones ({2 ** whole['independent']:.1f} if layers chose independently)."
         )
     single = [row for row in found["ablation"] if row["kind"] == "without"]
     if single:
@@ -208,6 +208,11 @@ def _unit(name: str) -> str:
     return {"domain": "the domain", "class": "the class", "target": "the quarter of the target", "byte": "the kind of byte"}[
         name
     ]
+
+
+def _share(interval: dict[str, Any]) -> str:
+    mean = f"{interval['mean']:.1%}"
+    return f"{mean} [{interval['low']:.1%}, {interval['high']:.1%}]" if bounded(interval) else mean
 
 
 def _rise(interval: dict[str, Any]) -> str:

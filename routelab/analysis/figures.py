@@ -127,8 +127,8 @@ def repetition(found: Found) -> Drawn | None:
     layers = found["layers"]
     if not any(layer["repetition"]["all"]["first"] for layer in layers):
         return None
-    figure, axes, columns = sheet(4, 38, 3.4)
-    rows: list[list[Any]] = [["layer", "group", "choice", "share", "low", "high", "chance", "uniform", "sequences"]]
+    figure, axes, columns = sheet(6, 38, 3.4)
+    rows: list[list[Any]] = [["layer", "group", "choice", "share", "low", "high", "within", "chance", "uniform", "units"]]
     handles, names = [], []
     for index, (kind, name) in enumerate((("first", "first choice"), ("either", "first or second choice"))):
         points = []
@@ -138,8 +138,8 @@ def repetition(found: Found) -> Drawn | None:
                 if test is None:
                     continue
                 share = test["share"]
-                rows.append([layer, group, kind, *(share[key] for key in ("mean", "low", "high")), test["chance"],
-                             test["uniform"], share["n"]])  # fmt: skip
+                rows.append([layer, group, kind, *(share[key] for key in ("mean", "low", "high")), test["within"],
+                             test["chance"], test["uniform"], share["n"]])  # fmt: skip
                 if group == "all":
                     points.append((layer, test))
         if not points:
@@ -151,8 +151,9 @@ def repetition(found: Found) -> Drawn | None:
                 )
         x = [layer for layer, _ in points]
         handles += axes.plot(x, [test["share"]["mean"] for _, test in points], marker="o", color=colour(index))
+        handles += axes.plot(x, [test["within"] for _, test in points], ":", marker="+", color=colour(index), alpha=0.7)
         handles += axes.plot(x, [test["chance"] for _, test in points], "--", marker="x", color=colour(index), alpha=0.7)
-        names += [name, f"{name}, by chance"]
+        names += [name, f"{name}, any two of a text", f"{name}, by chance"]
     whole_numbers(axes)
     axes.set_ylim(bottom=0)
     axes.set_xlabel("layer")
@@ -160,8 +161,9 @@ def repetition(found: Found) -> Drawn | None:
     legend(figure, handles, names, columns)
     return Drawn(
         "repetition", "Consecutive tokens at the same expert", "Share of neighbouring tokens that have an expert in common",
-        "As Table 5 of Mixtral, with 95% t-intervals over sequences. Chance: two tokens drawn at random from all sequences, so that an "
-        "uneven load is not taken for memory. The CSV has every domain against its own chance.", figure, rows,
+        "As Table 5 of Mixtral, with 95% t-intervals over documents, or sequences where none are known. Chance: two tokens drawn at random "
+        "from all sequences, so that an uneven load is not taken for memory; any two of a text: what is above chance already because "
+        "texts differ. The CSV has every domain against its own chance.", figure, rows,
     )  # fmt: skip
 
 
@@ -186,8 +188,8 @@ def paths(found: Found) -> Drawn | None:
     return Drawn(
         "paths", "Paths through the layers", "Share of the tokens on the most frequent paths",
         f"{each['distinct']} different paths of first choices among {each['tokens']} tokens; {each['possible']} are possible "
-        f"({each['used']:.2%} used). Entropy {each['entropy']:.2f} bits, and {each['independent']:.2f} if layers chose independently: the "
-        "difference is what one layer's choice tells about the others'.", figure, rows,
+        f"({each['used']:.2%} used). Entropy {each['entropy']:.2f} bits, and {each['independent']:.2f} for as many tokens if layers chose "
+        "independently: the difference is what one layer's choice tells about the others'.", figure, rows,
     )  # fmt: skip
 
 

@@ -6,7 +6,8 @@ Axes: N sequences (or documents), S positions, E experts, C classes of a label. 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,8 @@ DRAWS = 499
 class Information:
     """Mutual information of label and expert, in bits. bits: of the table as it is. corrected: less the mean of `null`, which
     is what as many sequences give by chance. null: (mean, 2.5% quantile, 97.5% quantile) over the permutations. p: how often
-    a permutation gives as much. most: the label's entropy, which no expert can tell more than. units: what was permuted."""
+    a permutation gives as much. most: the label's entropy, which no expert can tell more than. units: what was permuted. drawn:
+    bits of each permutation."""
 
     bits: float
     corrected: float
@@ -29,6 +31,11 @@ class Information:
     p: float
     most: float
     units: int
+    drawn: Array
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields as plain values, without the draws."""
+        return {each.name: getattr(self, each.name) for each in fields(self) if each.name != "drawn"}
 
 
 def entropy_bits(mass: Array) -> float:
@@ -65,16 +72,24 @@ def joint(label_NS: Array, share_NSE: Array, classes: int) -> Array:
     return table
 
 
-def information(label_NS: Array, share_NSE: Array, classes: int, draws: int = DRAWS, seed: int = 0) -> Information | None:
+def information(
+    label_NS: Array, share_NSE: Array, classes: int, draws: int = DRAWS, seed: int = 0, mass_C: Array | None = None
+) -> Information | None:
     """Mutual information of the tokens' label and their experts, tested by permuting sequences.
 
     A permutation gives each sequence the labels of another one, position by position, so that what neighbouring tokens have in
     common stays in both; permuting tokens would call any smooth routing significant. A label of the whole sequence is S = 1,
     with the sequence's shares summed. None where fewer than two classes, or two sequences, have any mass.
+
+    mass_C: what each class is weighed with, whatever the mass of the sequences that a permutation gives it.
     """
     weights = share_NSE.sum((1, 2))
     label_NS, share_NSE = label_NS[weights > 0], share_NSE[weights > 0]
-    table = joint(label_NS, share_NSE, classes)
+
+    def weighed(table_CE: Array) -> Array:
+        return table_CE if mass_C is None else table_CE * (mass_C / np.maximum(table_CE.sum(1), 1e-12))[:, None]
+
+    table = weighed(joint(label_NS, share_NSE, classes))
     if len(label_NS) < 2 or int((table.sum(1) > 0).sum()) < 2:
         return None
     # One product for each permutation, instead of a scatter: (C, N * S) @ (N * S, E).
@@ -82,22 +97,41 @@ def information(label_NS: Array, share_NSE: Array, classes: int, draws: int = DR
     flat = share_NSE.reshape(-1, share_NSE.shape[-1]).astype(np.float64)
     random = np.random.default_rng(seed)
     null = np.array(
-        [mutual_information(one_hot[:, random.permutation(len(label_NS))].reshape(classes, -1) @ flat) for _ in range(draws)]
+        [
+            mutual_information(weighed(one_hot[:, random.permutation(len(label_NS))].reshape(classes, -1) @ flat))
+            for _ in range(draws)
+        ]
     )
     bits = mutual_information(table)
     low, high = np.quantile(null, [0.025, 0.975])
     # Sums that are equal on paper differ in the last bits.
     p = (1 + int((null >= bits - 1e-12).sum())) / (draws + 1)
     mean = float(null.mean())
-    return Information(bits, bits - mean, (mean, float(low), float(high)), p, entropy_bits(table.sum(1)), len(label_NS))
+    return Information(bits, bits - mean, (mean, float(low), float(high)), p, entropy_bits(table.sum(1)), len(label_NS), null)
+
+
+def most_telling(tests: Sequence[Information | None]) -> dict[str, Any] | None:
+    """Of one label's tests in all layers, where the choice tells most, and p of that: how often the same permutation gives as
+    much in any layer (Westfall and Young 1993), which takes that layer being picked into account. None without a test."""
+    there = [(layer, test) for layer, test in enumerate(tests) if test is not None]
+    if not there:
+        return None
+    layer, best = max(there, key=lambda pair: pair[1].corrected)
+    largest = np.max([test.drawn - test.null[0] for _, test in there], axis=0)
+    p = (1 + int((largest >= best.corrected - 1e-12).sum())) / (len(largest) + 1)
+    return {"layer": layer, "p": p, "tested": len(there)}
 
 
 def by_block(label_N: Array, share_NSE: Array, block_N: Array) -> tuple[Array, Array]:
-    """A label of whole sequences for `information`, with sequences of one document joined: (B, 1) labels, (B, 1, E) shares.
+    """A label of whole sequences for `information`, with sequences of one document joined: (B, 1) labels, (B, 1, E) shares,
+    which add up to 1 for every document.
 
-    block_N: which document each sequence belongs to; its label is that of its first sequence.
+    Documents that weigh what they hold could not change places: where one class has a few long ones, what sets one of them
+    apart would be taken for the class's. block_N: which document each sequence belongs to; its label is that of its first
+    sequence.
     """
     _, first, place = np.unique(block_N, return_index=True, return_inverse=True)
     share_BE = np.zeros((len(first), share_NSE.shape[-1]))
     np.add.at(share_BE, place.reshape(-1), share_NSE.sum(1))
+    share_BE /= np.maximum(share_BE.sum(1, keepdims=True), 1e-12)
     return label_N[first][:, None], share_BE[:, None]

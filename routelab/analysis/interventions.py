@@ -55,8 +55,8 @@ def only(plan: Plan, expert: int, groups: int, positions: int) -> Plan:
 
 
 def random(plan: Plan, groups: int, positions: int, generator: torch.Generator) -> Plan:
-    """Every token keeps its weights, and gets as many other experts as it had, drawn evenly; with PerExpert every expert gets
-    as many positions as it had, drawn evenly from the group, and keeps its weights."""
+    """Every token keeps its weights, and gets as many experts as it had, drawn evenly from all, its own among them; with PerExpert
+    every expert gets as many positions as it had, drawn evenly from the group, and keeps its weights."""
     if isinstance(plan, PerExpert):
         order_GS = _orders(groups, positions, generator, plan.position)
         return replace(plan, position=order_GS.gather(1, plan.position.flatten(1)).view_as(plan.position))

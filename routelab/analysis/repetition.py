@@ -12,18 +12,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from routelab.comparison.statistics import Interval, mean_interval
+from routelab.comparison.statistics import Interval, ratio_interval
 
 Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
 class Repetition:
-    """share: of the pairs of neighbouring tokens, those that have an expert in common; mean over sequences and its t-interval.
-    chance: the same for two tokens drawn at random from these sequences. uniform: for two tokens whose experts are drawn
-    evenly, which is the "random" of Mixtral's table."""
+    """share: of the pairs of neighbouring tokens, those that have an expert in common, and its t-interval over blocks of sequences
+    that hang together. within: the same for any two tokens of one sequence; what `share` has more is the neighbours', what this
+    has more than chance is the text's. chance: for two tokens drawn at random from all sequences. uniform: for two tokens whose
+    experts are drawn evenly, which is the "random" of Mixtral's table."""
 
     share: Interval
+    within: float
     chance: float
     uniform: float
 
@@ -32,21 +34,20 @@ class Repetition:
         return asdict(self)
 
 
-def first_repetition(first_NS: Array, experts: int) -> Repetition | None:
-    """The same first choice in tokens i and i + 1. Chance is the sum of squared loads, uniform 1 / E. None without a pair."""
+def first_repetition(first_NS: Array, experts: int, block_N: Array) -> Repetition | None:
+    """The same first choice in tokens i and i + 1. Chance is the sum of squared loads, uniform 1 / E. None without a pair.
+
+    block_N: which sequences hang together, by number.
+    """
     equal, both = _neighbours(first_NS)
-    share = _by_sequence(equal & both, both)
-    if share is None:
-        return None
-    load = np.bincount(first_NS[first_NS >= 0], minlength=experts) / max(1, int((first_NS >= 0).sum()))
-    return Repetition(share, float((load**2).sum()), 1 / experts)
+    return _repetition(equal & both, both, first_NS, np.full_like(first_NS, -1), experts, block_N, 1 / experts)
 
 
-def either_repetition(first_NS: Array, second_NS: Array, experts: int) -> Repetition | None:
+def either_repetition(first_NS: Array, second_NS: Array, experts: int, block_N: Array) -> Repetition | None:
     """A first or second choice of token i is one of token i + 1 as well. None without second choices or without a pair.
 
     Chance, for two tokens with the sets A and B: E|A and B in common| - P(both in common), from how often each expert and each
-    pair of experts is chosen. Uniform: 1 - C(E - 2, 2) / C(E, 2), which is 46.4% for E = 8.
+    pair of experts is chosen. Uniform: 1 - C(E - 2, 2) / C(E, 2), which is 46.4% for E = 8. block_N: see `first_repetition`.
     """
     if experts < 2 or not (second_NS >= 0).any():
         return None
@@ -55,27 +56,38 @@ def either_repetition(first_NS: Array, second_NS: Array, experts: int) -> Repeti
     for left in (first_NS, second_NS):
         for right in (first_NS, second_NS):
             hit |= (left[:, :-1] == right[:, 1:]) & (left[:, :-1] >= 0)
-    share = _by_sequence(hit & both, both)
-    if share is None:
+    uniform = 1 - math.comb(experts - 2, 2) / math.comb(experts, 2)
+    return _repetition(hit & both, both, first_NS, second_NS, experts, block_N, uniform)
+
+
+def _repetition(
+    hit: Array, pair: Array, first_NS: Array, second_NS: Array, experts: int, block_N: Array, uniform: float
+) -> Repetition | None:
+    """hit, pair (N, S - 1): neighbours with an expert in common, and those that both have one."""
+    if not pair.any():
         return None
-    real = first_NS >= 0
-    first, second = first_NS[real], second_NS[real]
-    member = np.bincount(first, minlength=experts) + np.bincount(second[second >= 0], minlength=experts)
-    pairs = np.zeros((experts, experts))
+    _, place = np.unique(block_N, return_inverse=True)
+    share = ratio_interval(np.bincount(place, hit.sum(1)), np.bincount(place, pair.sum(1)))
+    each = [_in_common(first, second, experts) for first, second in zip(first_NS, second_NS, strict=True)]
+    alike, tokens = (np.array(values) for values in zip(*each, strict=True))
+    # Of two different tokens: every token has an expert in common with itself.
+    within = (alike - tokens).sum() / max(1, (tokens * (tokens - 1)).sum())
+    whole, count = _in_common(first_NS.reshape(-1), second_NS.reshape(-1), experts)
+    return Repetition(share, float(within), whole / count**2, uniform)
+
+
+def _in_common(first_T: Array, second_T: Array, experts: int) -> tuple[float, int]:
+    """Of all pairs of tokens, in order and with themselves, how many have an expert in common; and how many tokens have any."""
+    first, second = first_T[first_T >= 0], second_T[first_T >= 0]
     two = second >= 0
-    np.add.at(pairs, (np.minimum(first, second)[two], np.maximum(first, second)[two]), 1)
-    chance = ((member / len(first)) ** 2).sum() - ((pairs / len(first)) ** 2).sum()
-    return Repetition(share, float(chance), 1 - math.comb(experts - 2, 2) / math.comb(experts, 2))
+    member = np.bincount(first, minlength=experts) + np.bincount(second[two], minlength=experts)
+    low, high = np.minimum(first, second)[two], np.maximum(first, second)[two]
+    # Sets of two that are equal have been counted twice.
+    both = np.bincount(low * experts + high)
+    return float((member.astype(np.float64) ** 2).sum() - (both.astype(np.float64) ** 2).sum()), len(first)
 
 
 def _neighbours(first_NS: Array) -> tuple[Array, Array]:
     """Whether tokens i and i + 1 have equal choices, and whether both have one: (N, S - 1) each."""
     left, right = first_NS[:, :-1], first_NS[:, 1:]
     return left == right, (left >= 0) & (right >= 0)
-
-
-def _by_sequence(hit: Array, pair: Array) -> Interval | None:
-    counts = pair.sum(1)
-    if not counts.any():
-        return None
-    return mean_interval((hit.sum(1)[counts > 0] / counts[counts > 0]).tolist())

@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from baselines.single import SingleBackbone
 from baselines.task import Batch
+from routelab.analysis.labels import documents
 from routelab.comparison.inference import trained
 from routelab.comparison.replay import find_record, folder_of, run_folder, spec_of
 from routelab.data.contract import DataSet, load
@@ -42,6 +45,12 @@ class TrainedRun:
     def name(self) -> str:
         """Arm, seed and data, for titles."""
         return f"{self.record['arm']}, seed {self.record['seed']}, on {self.record['data']}"
+
+    def blocks(self) -> tuple[NDArray[Any], bool]:
+        """Which examples of the sample hang together, as numbers (N,): windows of one document, and whether documents are known;
+        else every example is one by itself."""
+        found = documents(self.data)
+        return (np.arange(len(self.sample)), False) if found is None else (found[self.index.numpy()], True)
 
     def batches(self) -> Iterator[Batch]:
         """The sample in parts of at least two examples (if there are two), for routing swapped between examples."""

@@ -24,7 +24,7 @@ from routelab.analysis.runs import TrainedRun
 from routelab.analysis.served import Options, Served, held_to, how_served, most_slots
 from routelab.analysis.serving_time import timed_steps
 from routelab.analysis.trace import by_batch, fewest_misses, hit_rate, in_use, misses_of, shuffled, trace_of
-from routelab.comparison.statistics import Interval, mean_interval
+from routelab.comparison.statistics import Interval, grouped_interval, mean_interval
 from routers.contract import Routing
 from routers.errors import UsageError
 from routers.plans import Blend, PerExpert, Plan, Slots, share_TE
@@ -87,7 +87,7 @@ def serve_cost(
             "cold": options.cold,
             "device": str(device),
             "threads": torch.get_num_threads(),
-            "loss": mean_interval(loss.tolist()).as_dict(),
+            "loss": grouped_interval(loss, run.blocks()[0]).as_dict(),
             "rows": rows,
         }
 

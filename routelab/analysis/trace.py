@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from experts.offload import Recent
-from routelab.comparison.statistics import Interval, mean_interval
+from routelab.comparison.statistics import Interval, ratio_interval
 
 Array = NDArray[Any]
 
@@ -171,12 +171,8 @@ def hit_rate(trace: Trace, misses: Array) -> Interval:
     """The share of the requests that count that found their expert in memory; a request is one layer's for one expert in one step.
     misses: units read for each request of the trace.
 
-    Its t-interval is over batches of examples, linearised where they ask for different numbers of experts (as for any ratio of
-    two means). Bounds lie between 0 and 1; NaN where nothing is asked for.
+    Its t-interval is over batches of examples (`ratio_interval`). Bounds lie between 0 and 1; NaN where nothing is asked for.
     """
     asked, missed = by_batch(trace, trace.asked), by_batch(trace, misses)
-    if not asked.any():
-        return mean_interval([])
-    rate = 1 - missed.sum() / asked.sum()
-    found = mean_interval((rate + (asked - missed - rate * asked) / asked.mean()).tolist())
+    found = ratio_interval(asked - missed, asked)
     return replace(found, low=max(found.low, 0.0), high=min(found.high, 1.0))

@@ -8,7 +8,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import optimize, stats
+
+Array = NDArray[Any]
 
 EXACT_LIMIT = 16
 """Up to this many differences every assignment of signs is enumerated."""
@@ -51,6 +54,23 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval
 def paired_interval(a: Sequence[float], b: Sequence[float], confidence: float = 0.95) -> Interval:
     """The t-interval of the mean of `a - b`, whose entries belong together (the same seed)."""
     return mean_interval(_differences(a, b), confidence)
+
+
+def ratio_interval(totals: Sequence[float] | Array, sizes: Sequence[float] | Array) -> Interval:
+    """The ratio of two sums over independent groups, sum(totals) / sum(sizes), with its linearised 95% t-interval over the groups
+    that have any size (Cochran, Sampling Techniques): the mean of values of which those in a group hang together."""
+    total, size = (np.asarray(values, dtype=np.float64).reshape(-1) for values in (totals, sizes))
+    total, size = total[size > 0], size[size > 0]
+    if not size.size:
+        return mean_interval([])
+    ratio = total.sum() / size.sum()
+    return mean_interval(ratio + (total - ratio * size) / size.mean())
+
+
+def grouped_interval(values: Sequence[float] | Array, group: Sequence[int] | Array) -> Interval:
+    """The mean of values (N,) with its 95% t-interval over the groups, by number (N,), that they come from (`ratio_interval`)."""
+    _, place = np.unique(group, return_inverse=True)
+    return ratio_interval(np.bincount(place, values), np.bincount(place))
 
 
 def median_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:

@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from baselines.contract import ArmSpec, make_arm
+from routelab.analysis.ablation import Ablation
 from routelab.analysis.analyze import analyze
 from routelab.analysis.figures import figures_of
-from routelab.analysis.labels import BYTE_CLASSES, byte_class, documents
+from routelab.analysis.labels import BYTE_CLASSES, byte_class, documents, labels_of
 from routelab.analysis.observe import observe, rerouted
 from routelab.analysis.report import texts_by_expert
 from routelab.analysis.runs import TrainedRun, open_run
@@ -79,9 +80,13 @@ def test_every_type_of_plan(texts, arm):
     rows = found["ablation"]
     assert len(rows) == 2 * (4 + 4) + 3 * 3
     for row in rows:
-        # Both domains have as many examples as the sample drew: their means weigh up to the whole.
-        by = row["by"]["domain"].values()
-        assert sum(each["mean"] * each["n"] for each in by) / 24 == pytest.approx(row["rise"]["mean"])
+        # The domains' means weigh up to the whole. No text ends in so small a split, so that every window is one by itself.
+        by = [row["by"]["domain"][name] for name in run.data.domain_names]
+        drawn = np.bincount(run.sample.domain.numpy(), minlength=2)
+        assert sum(each["mean"] * count for each, count in zip(by, drawn, strict=True)) / 24 == pytest.approx(
+            row["rise"]["mean"]
+        )
+        assert sum(each["n"] for each in by) == row["rise"]["n"] == 24
         assert row["loss"] - found["loss"]["mean"] == pytest.approx(row["rise"]["mean"])
     json.dumps({name: value for name, value in found.items() if name != "first"})
 
@@ -202,6 +207,13 @@ def test_documents_are_told_apart_by_their_ends():
         ends = (test.inputs[test.domain == number] == SEPARATOR[0]).sum(1).numpy()
         assert (np.diff(mine) == ends[:-1]).all()
     assert not set(found[test.domain == 0]) & set(found[test.domain == 1])
+    run = untrained(data, 60, "topk", {"name": "decoder", "d_model": 16, "depth": 1, "heads": 2})
+    blocks, known = run.blocks()
+    assert known
+    assert blocks.tolist() == found[:60].tolist()
+    row = Ablation("random", None, None, np.arange(60.0)).row(np.zeros(60), labels_of(data, run.sample), blocks)
+    assert row["rise"]["mean"] == pytest.approx(29.5)
+    assert row["rise"]["n"] == sum(each["n"] for each in row["by"]["domain"].values()) == len(set(blocks)) < 60
 
 
 def untrained(data, examples, arm, backbone, **router):

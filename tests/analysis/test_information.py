@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 from sklearn.metrics import mutual_info_score
 
-from routelab.analysis.information import by_block, entropy_bits, information, joint, miller_madow, mutual_information
+from routelab.analysis.information import (
+    Information,
+    by_block,
+    entropy_bits,
+    information,
+    joint,
+    miller_madow,
+    most_telling,
+    mutual_information,
+)
 
 
 def test_by_hand():
@@ -74,9 +83,49 @@ def test_nothing_to_test():
     assert information(np.array([[0], [1]]), share[:2] * np.array([1, 0])[:, None, None], 2) is None
 
 
-def test_sequences_of_a_document_are_one():
+def test_sequences_of_a_document_are_one_and_documents_weigh_alike():
     share = np.array([[[1, 0]], [[0, 1]], [[1, 0]], [[1, 0]]])
     label, block = np.array([3, 3, 5, 5]), np.array([7, 7, 1, 2])
     labels, shares = by_block(label, share, block)
     assert labels.tolist() == [[5], [5], [3]]
-    assert shares[:, 0].tolist() == [[1, 0], [1, 0], [1, 1]]
+    assert shares[:, 0].tolist() == [[1, 0], [1, 0], [0.5, 0.5]]
+
+
+def test_one_long_document_is_not_its_class():
+    """Every document has one expert, whatever its class; a class with one document of 40 windows has one expert, and 40 of one
+    window have both. If documents weighed what they hold, no permutation would give a class as much."""
+    label, block = np.repeat([0, 1], 40), np.concatenate([np.zeros(40, dtype=int), np.arange(1, 41)])
+    expert = np.where(label == 0, 0, np.arange(80) % 2)
+    share = np.eye(2)[expert][:, None]
+    found = information(*by_block(label, share, block), 2, mass_C=np.array([40.0, 40.0]))
+    assert found.units == 41
+    assert found.most == pytest.approx(1.0), "classes keep their mass"
+    # Rows (1, 0) and (1/2, 1/2) of one mass: H(3/4) - 1/2 H(1/2).
+    assert found.bits == pytest.approx(-0.75 * np.log2(0.75) - 0.25 * np.log2(0.25) - 0.5)
+    assert found.p > 0.9, "the one document of a class always has one expert"
+
+
+def test_false_alarms_are_as_frequent_as_they_may_be():
+    """Documents with experts of their own, classes without: two long documents against twenty short ones."""
+    random, alarms = np.random.default_rng(0), 0
+    block = np.concatenate([np.repeat([0, 1], 10), np.arange(2, 22)])
+    label = (block > 1).astype(int)
+    for trial in range(100):
+        share = random.dirichlet([0.5] * 4, 22)[block][:, None]
+        found = information(*by_block(label, share, block), 2, draws=99, seed=trial, mass_C=np.array([20.0, 20.0]))
+        alarms += found.p <= 0.05
+    assert alarms <= 11, "5% and two deviations"
+
+
+def test_the_layer_that_tells_most_is_judged_against_the_most_of_any():
+    """The same permutations in both layers. Of four, the largest of the two, less their layers' means, are 0.3, 0.1, 0.2 and 0."""
+
+    def layer(bits, drawn):
+        drawn = np.array(drawn)
+        return Information(bits, bits - drawn.mean(), (drawn.mean(), 0.0, 0.0), 0.2, 1.0, 9, drawn)
+
+    weak, strong = layer(0.4, [0.7, 0.3, 0.2, 0.4]), layer(0.3, [0.0, 0.2, 0.3, -0.1])
+    assert most_telling([weak, None, strong]) == {"layer": 2, "p": pytest.approx(3 / 5), "tested": 2}
+    assert most_telling([None]) is None
+    many = [layer(0.9, np.linspace(0, 0.1, 499)) for _ in range(40)]
+    assert most_telling(many)["p"] == pytest.approx(1 / 500), "40 times the smallest p would show nothing"

@@ -10,9 +10,11 @@ from routelab.comparison.statistics import (
     bca_interval,
     detectable_difference,
     equivalence_p,
+    grouped_interval,
     holm,
     mean_interval,
     paired_interval,
+    ratio_interval,
     seeds_needed,
     sign_flip_p,
     smallest_sign_flip_p,
@@ -161,3 +163,19 @@ def test_bca_interval_covers_from_ten_on() -> None:
         assert found is not None
         hits += found.low <= 1.0 <= found.high
     assert 0.85 <= hits / 150 <= 0.99
+
+
+def test_the_interval_of_a_ratio_is_over_groups():
+    """Sums 2, 3, 1 over sizes 1, 2, 1: 6 / 4, and deviations (1/2, 0, -1/2) over the mean size of 4/3."""
+    found = ratio_interval([2, 3, 1, 0], [1, 2, 1, 0])
+    assert (found.mean, found.n) == (pytest.approx(1.5), 3), "a group of no size is none"
+    assert found.high - found.mean == pytest.approx(stats.t.ppf(0.975, 2) * 0.375 / math.sqrt(3))
+    assert ratio_interval([1, 2, 4], [1, 1, 1]) == mean_interval([1, 2, 4])
+    assert math.isnan(ratio_interval([0], [0]).mean)
+
+
+def test_values_of_a_group_hang_together():
+    """Groups of ten equal values each tell no more than one of each."""
+    values, group = np.repeat([1.0, 2.0, 4.0, 8.0], 10), np.repeat([7, 3, 9, 1], 10)
+    once, found = mean_interval([1, 2, 4, 8]), grouped_interval(values, group)
+    assert (found.mean, found.low, found.high, found.n) == pytest.approx((once.mean, once.low, once.high, 4))
