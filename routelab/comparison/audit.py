@@ -7,6 +7,7 @@ counted there, and multiplied by what torch's counter says of one row (accountin
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -49,7 +50,9 @@ class Audit:
     def worst(self) -> float:
         """The largest relative difference from torch's count."""
         others = [self.ledger, *([] if self.rows is None else [self.rows])]
-        return max(abs(value / self.counter - 1) for value in others) if self.counter else 0.0
+        if not self.counter:
+            return math.inf if any(others) else 0.0
+        return max(abs(value / self.counter - 1) for value in others)
 
     @property
     def passed(self) -> bool:

@@ -31,7 +31,8 @@ def inference(records: Sequence[Mapping[str, Any]], output: Path, data: DataSet)
     """Seconds per example of each arm: label -> batch size -> median over rounds in which all arms take turns.
 
     Timed are the trained weights of an arm's first seed, in this process, on the GPU if there is one, with torch's own number
-    of threads and in float32. References outside the loop, which leave no weights, are left out. `inference.json` in the
+    of threads and in float32. References outside the loop, which leave no weights, are left out, and so is an arm at a batch
+    size that it cannot predict: its runs are done, and a comparison does not end for want of a time. `inference.json` in the
     comparison's folder `output` keeps what was measured, so that runs that are all there already are not timed again.
     """
     chosen = {
@@ -55,7 +56,7 @@ def inference(records: Sequence[Mapping[str, Any]], output: Path, data: DataSet)
     for size in BATCH_SIZES:
         if size <= len(data.test):
             batch = data.test.select(slice(0, size)).to(device)
-            for label, seconds in _timed(arms, batch).items():
+            for label, seconds in timed(arms, batch).items():
                 found[label][str(size)] = seconds / size
     write_json(place, {"cells": keys, "device": str(device), "threads": torch.get_num_threads(), "seconds_per_example": found})
     return found
@@ -77,18 +78,21 @@ def trained(record: Mapping[str, Any], weights: Path, data: DataSet) -> Arm:
 
 
 @torch.inference_mode()
-def _timed(arms: Mapping[str, Arm], batch: Batch) -> dict[str, float]:
-    """Median seconds of a prediction of the whole batch; the first round warms up."""
+def timed(arms: Mapping[str, Arm], batch: Batch) -> dict[str, float]:
+    """Median seconds of a prediction of the whole batch, of arms that can make one; the first round warms up."""
     times: dict[str, list[float]] = {label: [] for label in arms}
     for round_ in range(_ROUNDS + 1):
         for label, arm in arms.items():
             if times[label] and times[label][-1] > _LONGEST:
                 continue
             started = time.perf_counter()
-            arm.predict(batch)
-            if batch.targets.is_cuda:
-                torch.cuda.synchronize()
+            try:
+                arm.predict(batch)
+                if batch.targets.is_cuda:
+                    torch.cuda.synchronize()
+            except Exception:
+                continue  # A plugin's, which has seen batches of other sizes only.
             taken = time.perf_counter() - started
             if round_ or taken > _LONGEST:
                 times[label].append(taken)
-    return {label: median(values) for label, values in times.items()}
+    return {label: median(values) for label, values in times.items() if values}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -110,13 +109,18 @@ def _rung(reference: ArmChoice, size: float, task: Task) -> ArmChoice:
 
 
 def _total(config: Config, main: Sequence[Matched], reference: ArmChoice | None, data: DataSet) -> float:
-    """FLOPs that the reference's training takes under the configured budget."""
+    """FLOPs that the reference's training takes under the configured budget; UsageError if those are not known beforehand."""
     if config.budget.flops is not None:
         return config.budget.flops
     if reference is None:
         raise UsageError(f"isoflop needs the reference {config.match.reference!r} among the arms, or budget.flops")
     found = next(each for each in main if each.choice.label == reference.label)
-    return training_flops(config, found, config.budget, data) or math.nan
+    flops = training_flops(config, found, config.budget, data)
+    if flops is None:
+        raise UsageError(
+            f"isoflop needs a budget in flops, steps or epochs; budget.seconds={config.budget.seconds} has no FLOPs"
+        )
+    return flops
 
 
 def training_flops(config: Config, matched: Matched, budget: Budget, data: DataSet) -> float | None:

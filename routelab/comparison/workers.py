@@ -74,18 +74,18 @@ def run_jobs(jobs: list[Job], workers: int) -> Iterator[Event]:
     """
     context = multiprocessing.get_context("spawn")
     channel = context.Queue()
-    waiting = list(jobs)
+    groups = [list(jobs)] if jobs else []
     # Runs that take several GPUs share them out themselves.
     shared_gpus = gpus(jobs[0].spec.trainer) if jobs and jobs[0].spec.trainer.devices == 1 else 0
     by_key = {job.key: job for job in jobs}
-    crashed: dict[str, int] = {}
-    while waiting:
+    again: set[str] = set()
+    while groups:
+        group = groups.pop(0)
         pool = ProcessPoolExecutor(
-            min(workers, len(waiting)), mp_context=context, initializer=_start,
+            min(workers, len(group)), mp_context=context, initializer=_start,
             initargs=(channel, context.Value("i", 0), shared_gpus),
         )  # fmt: skip
-        futures: dict[Future[dict[str, Any]], Job] = {pool.submit(_work, job): job for job in waiting}
-        waiting = []
+        futures: dict[Future[dict[str, Any]], Job] = {pool.submit(_work, job): job for job in group}
         try:
             pending = set(futures)
             while pending:
@@ -96,14 +96,13 @@ def run_jobs(jobs: list[Job], workers: int) -> Iterator[Event]:
                     try:
                         yield Event(job, 1.0, record=future.result())
                     except BrokenProcessPool:
-                        # The pool cannot say whose process died: each job gets a second chance, alone in a new pool.
-                        crashed[job.key] = crashed.get(job.key, 0) + 1
-                        if crashed[job.key] < 2:
-                            waiting.append(job)
-                        else:
+                        # The pool cannot say whose process died: each job gets a second chance, in a pool of its own.
+                        if job.key in again:
                             yield Event(job, 1.0, record=failed(job, "its process died (out of memory?)"))
+                        else:
+                            again.add(job.key)
+                            groups.append([job])
             pool.shutdown()
-            workers = 1 if waiting else workers
         except BaseException:
             for process in list(getattr(pool, "_processes", {}).values()):
                 process.kill()

@@ -6,7 +6,7 @@ import torch
 from baselines.contract import ArmSpec, Flops, make_arm
 from experts import mixture
 from routelab.cli.app import app, guarded
-from routelab.comparison.audit import audit, audit_step
+from routelab.comparison.audit import Audit, audit, audit_step
 from routelab.comparison.compare import plan
 from routelab.training.config import resolve
 from routers.registry import ROUTERS
@@ -66,3 +66,8 @@ def test_command(tmp_path, monkeypatch, capsys):
     out = capsys.readouterr().out
     assert "switch" in out
     assert "all counts agree within 1%" in out
+
+
+def test_a_counter_that_saw_nothing_agrees_with_nothing():
+    assert not Audit("mine", ledger=1e6, counter=0.0).passed
+    assert Audit("mine").passed

@@ -3,6 +3,7 @@
 import csv
 import errno
 import json
+import os
 import resource
 from pathlib import Path
 
@@ -94,6 +95,24 @@ def test_a_failing_plugin_fails_alone(tmp_path):
     assert status == {("dense", 0): "ok", ("dense", 1): "ok", ("broken", 0): "failed", ("broken", 1): "failed"}
     assert "RuntimeError before the first step: no idea" in done.failed[0]["error"]
     assert done.summary["arms"]["broken"]["verdict"] == "failed on every seed"
+
+
+@pytest.mark.long
+def test_a_process_that_dies_takes_no_other_run_with_it(tmp_path):
+    """The pool that it dies in breaks for all runs that wait in it, twice over if they waited together again."""
+    plugin = tmp_path / "deadly.py"
+    plugin.write_text(
+        "import os\nimport signal\n\nfrom routelab import register_router\nfrom routers.topk import TopKRouter\n\n"
+        "@register_router('deadly')\nclass Deadly(TopKRouter):\n    def forward(self, inputs):\n"
+        "        if self.training and inputs.x.device.type != 'meta' and os.environ.get('DEADLY') != str(os.getpid()):\n"
+        "            os.kill(os.getpid(), signal.SIGKILL)\n"
+        "        return super().forward(inputs)\n"
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DEADLY", str(os.getpid()))  # This process plans, and must live.
+        done = compare(words(tmp_path, "arms=[deadly,dense]", "seeds=1", f"plugins=[{plugin}]"))
+    assert {r["arm"]: r["status"] for r in done.records} == {"deadly": "failed", "dense": "ok"}
+    assert done.failed[0]["error"] == "its process died (out of memory?)"
 
 
 BUILDS = {

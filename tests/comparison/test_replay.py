@@ -6,7 +6,7 @@ import pytest
 
 from routelab.cli.app import app, guarded
 from routelab.comparison.compare import compare
-from routelab.comparison.inference import inference
+from routelab.comparison.inference import inference, timed
 from routelab.comparison.replay import explain, find_record, replay, spec_of
 from routelab.data.contract import load
 from routelab.training.record import write_json
@@ -92,6 +92,17 @@ def test_predictions_of_the_trained_arms_are_timed_once(done):
     assert inference(found.records, folder / "results/mine", data) == times
     # Without weights there is nothing to time.
     assert inference(found.records, folder / "nowhere/mine", data) == {}
+
+
+def test_an_arm_that_cannot_predict_one_example_costs_no_comparison_its_report():
+    class Needs2:
+        def predict(self, batch):
+            if len(batch) < 2:
+                raise RuntimeError("no variance of one")
+
+    small, large = (load("digits").test.select(slice(0, size)) for size in (1, 16))
+    assert list(timed({"needs2": Needs2(), "other": Needs2()}, large)) == ["needs2", "other"]
+    assert timed({"needs2": Needs2()}, small) == {}
 
 
 @pytest.mark.slow
