@@ -12,7 +12,7 @@ from routelab.analysis.figures import TITLES, figures_of, shown_layers
 from routelab.analysis.runs import TrainedRun
 from routelab.comparison.drawing import NOTHING, inline_svg, short
 from routelab.comparison.figures import save_figures
-from routelab.comparison.report import STYLE
+from routelab.comparison.page import rendered
 from routelab.training.record import write_json, write_text
 
 PAGE, NUMBERS, FIGURES = "analysis.html", "analysis.json", "figures"
@@ -21,31 +21,25 @@ PAGE, NUMBERS, FIGURES = "analysis.html", "analysis.json", "figures"
 def write_analysis(folder: Path, run: TrainedRun, found: Mapping[str, Any]) -> list[Path]:
     """Writes the page, the numbers, and every figure as PNG and CSV into `folder`; the paths of the first two and the figures'
     folder."""
-    from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
-    template = Path(__file__).with_name("analysis.html").read_text(encoding="utf-8")
     drawn = figures_of(found)
     layers = found["layers"]
-    text = (
-        Environment(autoescape=True, undefined=StrictUndefined)
-        .from_string(template)
-        .render(
-            style=Markup(STYLE.read_text(encoding="utf-8")),
-            title=f"Experts of {run.name}",
-            sample=sample_line(found),
-            loss=found["loss"],
-            sentences=sentences(dict(found)),
-            headings=["Layer", "Plan", "Experts", "Dead", "Nearly dead", "Tokens without", "Duplicates", "Median confidence", "Same first expert",
-                      "by chance", *(f"Bits: {TITLES[name]}" for name in found["labels"])],
-            layers=[_row(place, layer, found) for place, layer in enumerate(layers)],
-            drawn=[(each.title, each.alt, each.note, Markup(inline_svg(each.figure, each.name))) for each in drawn],
-            texts=texts_by_expert(run, found),
-            colours=list(enumerate(COLOURS)),
-            lines=list(enumerate(LINES)),
-            nothing=NO_EXPERT,
-            provenance=_provenance(found, run),
-        )
+    text = rendered(
+        Path(__file__).with_name("analysis.html"),
+        title=f"Experts of {run.name}",
+        sample=sample_line(found),
+        loss=found["loss"],
+        sentences=sentences(dict(found)),
+        headings=["Layer", "Plan", "Experts", "Dead", "Nearly dead", "Tokens without", "Duplicates", "Median confidence", "Same first expert",
+                  "by chance", *(f"Bits: {TITLES[name]}" for name in found["labels"])],
+        layers=[_row(place, layer, found) for place, layer in enumerate(layers)],
+        drawn=[(each.title, each.alt, each.note, Markup(inline_svg(each.figure, each.name))) for each in drawn],
+        texts=texts_by_expert(run, found),
+        colours=list(enumerate(COLOURS)),
+        lines=list(enumerate(LINES)),
+        nothing=NO_EXPERT,
+        provenance=_provenance(found, run),
     )  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / PAGE, text)
