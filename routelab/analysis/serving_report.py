@@ -9,7 +9,7 @@ from typing import Any
 
 from routelab.comparison.drawing import NOTHING, Drawn, bounded, colour, dash, legend, marker, short, style
 from routelab.comparison.figures import save_figures
-from routelab.comparison.summary import write_csv
+from routelab.comparison.tables import write_csv
 from routelab.training.record import plain, write_json
 
 Found = Mapping[str, Any]

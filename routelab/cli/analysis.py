@@ -53,7 +53,7 @@ def clock(
     from routelab.analysis.runs import open_run
     from routelab.comparison.compare import check_writable
     from routelab.comparison.figures import save_figures
-    from routelab.comparison.summary import write_csv
+    from routelab.comparison.tables import write_csv
     from routelab.training.record import plain, write_json
     from routelab.training.stored import leave
 

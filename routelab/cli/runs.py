@@ -62,7 +62,7 @@ def report(experiments: list[str], as_json: bool) -> None:
         rank = f"{placed[label]:.2f}" if label in placed else "-"
         grid.add_row(label, interval, f"{arm['probability_of_improvement']:.2f}", rank, str(len(arm["data"])))
     out.print(grid)
-    out.print("IQM: mean of the middle half of all paired differences, 95% stratified bootstrap; left of 0 is better")
+    out.print("IQM: mean of the middle half of all paired differences, 95% stratified bootstrap; below 0 is better")
     if found["ranks"]:
         out.print(
             f"Friedman p={found['ranks']['p']:.2g}; mean ranks further apart than {found['ranks']['critical']:.2f} differ (Nemenyi)"

@@ -160,14 +160,16 @@ def table(summary: dict[str, Any]) -> Table:
 
     metric = summary["metric"]
     out = Table(title=None, header_style="")
-    for name in ("arm", "test loss", metric, "loss vs " + str(summary["reference"]), "FLOPs/ex", "ratio", "train GFLOPs",
-                 "executed", "active", "total", "s", "dropped", "load CV"):  # fmt: skip
+    # Without a reference there are no differences.
+    against = [f"loss vs {summary['reference']}"] if summary["reference"] else []
+    for name in ("arm", "test loss", metric, *against, "FLOPs/ex", "ratio", "train GFLOPs", "executed", "active", "total", "s",
+                 "dropped", "load CV"):  # fmt: skip
         out.add_column(name, justify="left" if name == "arm" else "right", no_wrap=True)
     for label, arm in summary["arms"].items():
         mark = "" if arm["n"] and not arm["failed"] else f" ({arm['failed']} failed)"
         out.add_row(
             marked(label, arm["marks"]) + mark,
-            _mean(arm["loss"]), _mean(arm["metric"]), _change(arm["difference"]), number_of(arm["flops_per_example"]),
+            _mean(arm["loss"]), _mean(arm["metric"]), *([_change(arm["difference"])] if against else []), number_of(arm["flops_per_example"]),
             _number(arm["flops_ratio"], ".3f"), _number(arm["flops_model"], ".1f", 1e9), _number(arm["flops_executed"], ".1f", 1e9),
             _sized(arm["active_params"], arm["active_ratio"]), _sized(arm["total_params"], arm["total_ratio"]), _number(arm["seconds"], ".1f"),
             _number(arm["drop_rate"], ".1%"), _number(arm["load_cv"], ".2f"),
@@ -196,9 +198,8 @@ def pair_lines(summary: dict[str, Any]) -> list[str]:
     """What is said of arms that were judged against each other."""
     pairs = summary.get("pairs") or ()
     level = f"{summary['level']:g}".lstrip("0")
-    heading = (
-        [f"In pairs, which are a family of claims of their own (paired t-tests over seeds, level {level}):"] if pairs else []
-    )
+    tests = "sequential paired t-tests" if summary.get("sequential") else "paired t-tests"
+    heading = [f"In pairs, which are a family of claims of their own ({tests} over seeds, level {level}):"] if pairs else []
     return heading + [f"  {pair['arm']}: {pair['verdict']}" for pair in pairs]
 
 

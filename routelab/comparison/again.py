@@ -9,8 +9,8 @@ from typing import Any
 
 from routelab.comparison.across import interquartile_mean, probability_of_improvement, ranks
 from routelab.comparison.cells import cell_folder
+from routelab.comparison.judging import differences
 from routelab.comparison.report import write_report
-from routelab.comparison.summary import differences
 from routelab.training.record import read_json, write_json
 from routers.errors import UsageError, unknown
 
@@ -52,7 +52,8 @@ def report_again(name: str, results: Path = Path("results")) -> tuple[Path, dict
 def across(names: Sequence[str], results: Path = Path("results"), place: Path | None = None) -> dict[str, Any]:
     """Arms over several comparisons, each on a data set of its own, against their common reference.
 
-    Arms are matched by label; one that is missing somewhere is judged by where it is. Returned, and left in `place`, are for
+    Arms are matched by label; one that is missing somewhere is judged by where it is. UsageError if two are on the same data, or
+    have not the same reference. Returned, and left in `place`, are for
     each arm the interquartile mean of its differences in log loss, its probability of improvement and its data sets; ranks
     with Friedman's p and Nemenyi's critical difference from five data sets on.
     """
@@ -61,6 +62,7 @@ def across(names: Sequence[str], results: Path = Path("results"), place: Path | 
     reference = references.pop()
     if references or reference is None:
         raise UsageError(f"experiments {', '.join(names)} must have one reference; theirs differ, or one has none")
+    _must_differ(names, [records for _, _, records in found])
     gaps: dict[str, dict[str, list[float]]] = {}
     losses: dict[str, dict[str, list[float]]] = {}
     for name, (_, summary, records) in zip(names, found, strict=True):
@@ -85,3 +87,16 @@ def across(names: Sequence[str], results: Path = Path("results"), place: Path | 
     if place is not None:
         write_json(place, made)
     return made
+
+
+def _must_differ(names: Sequence[str], records: Sequence[Sequence[Mapping[str, Any]]]) -> None:
+    """UsageError if two comparisons are on the same data, which would count as two data sets."""
+    seen: dict[str, str] = {}
+    for name, of in zip(names, records, strict=True):
+        digest = next((found for record in of if (found := (record.get("provenance") or {}).get("data_digest"))), None)
+        if digest in seen:
+            raise UsageError(
+                f"experiments {seen[digest]!r} and {name!r} are on the same data (digest {digest}), which counts once"
+            )
+        if digest is not None:
+            seen[digest] = name

@@ -5,18 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from routelab.comparison.drawing import (
-    Drawn,
-    Record,
-    bounded,
-    colour,
-    dash,
-    legend,
-    log_axis,
-    marker,
-    places,
-    sheet,
-)
+from routelab.comparison import drawing
+from routelab.comparison.drawing import Drawn, Record
 from routelab.comparison.frontier import curve_points
 from routelab.comparison.statistics import mean_interval
 from routelab.comparison.summary import marks
@@ -26,20 +16,20 @@ from routelab.training.heatmap import load_figure, load_table
 
 def forest(summary: Mapping[str, Any], records: Sequence[Record]) -> Drawn | None:
     """Paired differences in log loss with their intervals, and the margin within which arms count as equal."""
-    arms = {label: arm for label, arm in (summary.get("arms") or {}).items() if bounded(arm.get("difference"))}
+    arms = {label: arm for label, arm in (summary.get("arms") or {}).items() if drawing.bounded(arm.get("difference"))}
     if not arms:
         return None
-    figure, axes, _ = sheet(0, 0, 1.2 + 0.42 * len(arms))
+    figure, axes, _ = drawing.sheet(0, 0, 1.2 + 0.42 * len(arms))
     margin, reference = summary.get("margin"), summary.get("reference")
     if margin:
         axes.axvspan(-margin, margin, color="#7d838a", alpha=0.18, linewidth=0)
     axes.axvline(0, color="#7d838a", linewidth=1)
     table: list[list[Any]] = [["arm", "mean", "low", "high", "n", "state"]]
-    place = places(summary)
+    place = drawing.places(summary)
     for row, (label, arm) in enumerate(arms.items()):
-        each, shade = arm["difference"], colour(place[label])
+        each, shade = arm["difference"], drawing.colour(place[label])
         axes.plot([each["low"], each["high"]], [row, row], color=shade, linewidth=2, solid_capstyle="butt")
-        axes.plot([each["mean"]], [row], marker(place[label]), color=shade)
+        axes.plot([each["mean"]], [row], drawing.marker(place[label]), color=shade)
         table.append([label, each["mean"], each["low"], each["high"], each["n"], arm.get("state")])
     axes.set_yticks(range(len(arms)), [marked(label, arm.get("marks")) for label, arm in arms.items()])
     axes.invert_yaxis()
@@ -54,7 +44,7 @@ def loss_curves(summary: Mapping[str, Any], records: Sequence[Record]) -> Drawn 
     """Validation loss against cumulative training FLOPs: each arm's mean with its 95% band, its seeds faint."""
     wanted = set(summary.get("arms") or {record.get("arm") for record in records})
     curves: dict[tuple[str, str], list[list[tuple[float, float]]]] = {}
-    place = places(summary)
+    place = drawing.places(summary)
     for record in records:
         points = sorted(dict(curve_points(record)).items()) if record.get("status") == "ok" else []
         if points and record.get("arm") in wanted:
@@ -62,7 +52,7 @@ def loss_curves(summary: Mapping[str, Any], records: Sequence[Record]) -> Drawn 
             curves.setdefault((arm, marked(arm, marks(record))), []).append(points)
     if not curves:
         return None
-    figure, axes, columns = sheet(len(curves), max(len(shown) for _, shown in curves))
+    figure, axes, columns = drawing.sheet(len(curves), max(len(shown) for _, shown in curves))
     table: list[list[Any]] = [["arm", "flops", "mean", "low", "high", "seeds"]]
     handles = []
     for number, ((name, arm), lines) in enumerate(curves.items()):
@@ -71,17 +61,23 @@ def loss_curves(summary: Mapping[str, Any], records: Sequence[Record]) -> Drawn 
         x, mean = [point[0] for point in means], [point[1] for point in means]
         if len(lines) > 1:
             for line in lines:
-                axes.plot(*zip(*line, strict=True), dash(index), color=colour(index), alpha=0.3, linewidth=0.6)
+                axes.plot(*zip(*line, strict=True), drawing.dash(index), color=drawing.colour(index), alpha=0.3, linewidth=0.6)
             low, high = [point[2] for point in means], [point[3] for point in means]
-            axes.fill_between(x, low, high, color=colour(index), alpha=0.12, linewidth=0)
+            axes.fill_between(x, low, high, color=drawing.colour(index), alpha=0.12, linewidth=0)
         handles += axes.plot(
-            x, mean, dash(index), color=colour(index), linewidth=2.0, marker="o" if len(x) == 1 else None, label=arm
+            x,
+            mean,
+            drawing.dash(index),
+            color=drawing.colour(index),
+            linewidth=2.0,
+            marker="o" if len(x) == 1 else None,
+            label=arm,
         )
         table += [[arm, *point, len(lines)] for point in means]
-    log_axis(axes.xaxis, [x for lines in curves.values() for line in lines for x, _ in line])
+    drawing.log_axis(axes.xaxis, [x for lines in curves.values() for line in lines for x, _ in line])
     axes.set_xlabel("cumulative training FLOPs")
     axes.set_ylabel("validation loss")
-    legend(figure, handles, [shown for _, shown in curves], columns)
+    drawing.legend(figure, handles, [shown for _, shown in curves], columns)
     return Drawn(
         "loss", "Loss against training FLOPs", "Validation loss against cumulative training FLOPs, one line for each arm",
         "Bold: the mean over an arm's seeds; the band is its 95% t-interval. Faint: single seeds. Points inside a schedule are for "
@@ -98,19 +94,21 @@ def diversity(summary: Mapping[str, Any], records: Sequence[Record]) -> Drawn | 
     }
     if not arms:
         return None
-    figure, axes, columns = sheet(len(arms), max(map(len, arms)))
-    place, handles = places(summary), []
+    figure, axes, columns = drawing.sheet(len(arms), max(map(len, arms)))
+    place, handles = drawing.places(summary), []
     table: list[list[Any]] = [["arm", "error_correlation", "disagreement", "member_loss", "loss"]]
     for label, arm in arms.items():
         found, loss, index = arm["diversity"], arm["loss"]["mean"], place[label]
         x = found["error_correlation"]
-        axes.plot([x, x], [found["member_loss"], loss], dash(index), color=colour(index), linewidth=1.5)
-        axes.plot([x], [found["member_loss"]], marker(index), color=colour(index), fillstyle="none", markersize=8)
-        handles += axes.plot([x], [loss], marker(index), color=colour(index), markersize=8)
+        axes.plot([x, x], [found["member_loss"], loss], drawing.dash(index), color=drawing.colour(index), linewidth=1.5)
+        axes.plot(
+            [x], [found["member_loss"]], drawing.marker(index), color=drawing.colour(index), fillstyle="none", markersize=8
+        )
+        handles += axes.plot([x], [loss], drawing.marker(index), color=drawing.colour(index), markersize=8)
         table.append([label, x, found.get("disagreement"), found["member_loss"], loss])
     axes.set_xlabel("mean correlation of two members' errors (left is more diverse)")
     axes.set_ylabel("test loss")
-    legend(figure, handles, list(arms), columns)
+    drawing.legend(figure, handles, list(arms), columns)
     return Drawn(
         "diversity", "Members and ensembles", "Test loss of members and of their ensembles against the correlation of errors",
         "Hollow: the mean member; filled: the ensemble. Means over seeds.", figure, table,
@@ -122,18 +120,18 @@ def tuning_budget(summary: Mapping[str, Any], records: Sequence[Record]) -> Draw
     curves = {label: arm["expected_best"] for label, arm in (summary.get("tuning") or {}).items() if arm["expected_best"]}
     if not curves:
         return None
-    figure, axes, columns = sheet(len(curves), max(map(len, curves)))
-    place, handles = places(summary), []
+    figure, axes, columns = drawing.sheet(len(curves), max(map(len, curves)))
+    place, handles = drawing.places(summary), []
     table: list[list[Any]] = [["arm", "trials", "tuning_flops", "expected_best_validation_loss"]]
     for position, (label, curve) in enumerate(curves.items()):
         index = place.get(label, position)
         x, y = [point["flops"] for point in curve], [point["loss"] for point in curve]
-        handles += axes.plot(x, y, dash(index), marker=marker(index), markersize=3, color=colour(index))
+        handles += axes.plot(x, y, drawing.dash(index), marker=drawing.marker(index), markersize=3, color=drawing.colour(index))
         table += [[label, point["trials"], point["flops"], point["loss"]] for point in curve]
-    log_axis(axes.xaxis, [row[2] for row in table[1:]])
+    drawing.log_axis(axes.xaxis, [row[2] for row in table[1:]])
     axes.set_xlabel("tuning FLOPs")
     axes.set_ylabel("expected best validation loss")
-    legend(figure, handles, list(curves), columns)
+    drawing.legend(figure, handles, list(curves), columns)
     return Drawn(
         "tuning", "What tuning bought", "Expected best validation loss against tuning FLOPs",
         "The expected lowest loss of so many trials drawn from those that were made (Dodge et al. 2019); the FLOPs of pruned and "

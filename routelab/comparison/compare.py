@@ -13,14 +13,15 @@ from routelab.comparison.again import cells_of
 from routelab.comparison.cells import cell_folder, cell_key, finished, training_key
 from routelab.comparison.frontier import frontier_of
 from routelab.comparison.inference import inference
+from routelab.comparison.judging import differences
 from routelab.comparison.origins import Origins
 from routelab.comparison.pairs import judged_pairs, pair_differences, pair_name, pairs_of
 from routelab.comparison.report import write_report
 from routelab.comparison.rows import Row, described, rows_of
-from routelab.comparison.sequential import look
+from routelab.comparison.sequential import look, seeds_to_settle
 from routelab.comparison.series import series_of
-from routelab.comparison.statistics import seeds_needed
-from routelab.comparison.summary import differences, summarise, write_curves, write_domains, write_endpoints, write_results
+from routelab.comparison.summary import summarise
+from routelab.comparison.tables import write_curves, write_domains, write_endpoints, write_results
 from routelab.comparison.tuning import best_rates, choose_rates
 from routelab.comparison.workers import Event, Job, default_workers, failed, opening, run_jobs
 from routelab.comparison.yardsticks import yardsticks_of
@@ -156,14 +157,12 @@ def carry_out(
             summary["arms"][label]["inference"] = seconds
         summary |= beside or {}
         _write(resolved.output, summary, ordered, ready.rows)
-    except KeyboardInterrupt:
+    except BaseException as error:
         tracker.stop()
-        tracker.finish(parent, "KILLED")
+        tracker.finish(parent, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        if isinstance(error, StorageError):
+            raise work.kept(error) from None
         raise
-    except StorageError as error:
-        tracker.stop()
-        tracker.finish(parent, "FAILED")
-        raise work.kept(error) from None
     tracker.log_artifacts(parent, [path for name in FILES if (path := resolved.output / name).exists()])
     bad = any(record["status"] != "ok" for record in ordered)
     tracker.finish(parent, "FAILED" if bad else "FINISHED")
@@ -268,7 +267,7 @@ def _more(ready: Plan, records: Sequence[Mapping[str, Any]]) -> list[Job]:
         for name, each in look(values, verdict.margin, verdict.level).items():
             if each.state == "open" and len(values[name]) > 1:
                 labels.update(members[name])
-                wanted.append((seeds_needed(values[name], alpha=each.level) or verdict.most) - trained)
+                wanted.append((seeds_to_settle(values[name], each.level) or verdict.most) - trained)
     # All arms that are still open have as many seeds as the reference.
     most = verdict.most - trained
     if not wanted or most < 1:

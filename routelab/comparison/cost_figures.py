@@ -6,61 +6,55 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from routelab.comparison.drawing import (
-    Drawn,
-    Record,
-    bounded,
-    colour,
-    dash,
-    legend,
-    log_axis,
-    marker,
-    places,
-    sheet,
-)
+from routelab.comparison import drawing
+from routelab.comparison.drawing import Drawn, Record
+from routelab.comparison.frontier import spent
 from routelab.comparison.verdict import marked
 
 
 def quality_per_flop(summary: Mapping[str, Any], records: Sequence[Record]) -> Drawn | None:
     """Where runs end: test loss against training FLOPs, seeds as clouds, and the dense frontier."""
-    frontier, rows, place = summary.get("frontier") or {}, summary.get("rows") or {}, places(summary)
+    frontier, rows, place = summary.get("frontier") or {}, summary.get("rows") or {}, drawing.places(summary)
     # arm -> row -> ends of its runs: the reference's other rows are the ladder, an arm's are its sizes and budgets.
     ends: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for record in records:
         loss, label = (record.get("test") or {}).get("loss"), str(record.get("arm"))
         if record.get("status") == "ok" and loss is not None and record.get("flops_model"):
             arm = rows.get(label, {}).get("arm", label)
-            ends.setdefault(arm, {}).setdefault(label, []).append((float(record["flops_model"]), float(loss)))
+            ends.setdefault(arm, {}).setdefault(label, []).append((spent(record), float(loss)))
     if not ends:
         return None
-    figure, axes, columns = sheet(len(ends) + 1, max(map(len, ends)))
+    figure, axes, columns = drawing.sheet(len(ends) + 1, max(map(len, ends)))
     table: list[list[Any]] = [["arm", "row", "flops", "test_loss"]]
     handles, labels = [], []
     for arm, of_rows in ends.items():
         index, means = place.get(arm, len(place)), []
         for label, points in of_rows.items():
             x, y = zip(*points, strict=True)
-            axes.plot(x, y, marker(index), color=colour(index), alpha=0.35, markersize=4, linewidth=0)
+            axes.plot(x, y, drawing.marker(index), color=drawing.colour(index), alpha=0.35, markersize=4, linewidth=0)
             means.append((math.exp(sum(map(math.log, x)) / len(x)), sum(y) / len(y)))
             table += [[arm, label, *point] for point in points]
         means.sort()
         # Sizes of one budget would make a zigzag of a line: only budgets of one size are joined.
         joined = len({rows.get(label, {}).get("size", 1.0) for label in of_rows}) == 1
-        line = dash(index) if joined else ""
-        handles += axes.plot(*zip(*means, strict=True), line, marker=marker(index), color=colour(index), markersize=8)
+        line = drawing.dash(index) if joined else ""
+        handles += axes.plot(
+            *zip(*means, strict=True), line, marker=drawing.marker(index), color=drawing.colour(index), markersize=8
+        )
         labels.append(marked(arm, (summary.get("arms") or {}).get(arm, {}).get("marks")))
     if frontier.get("front"):
         handles += axes.plot(*zip(*frontier["front"], strict=True), "-", color="#7d838a", linewidth=1.5)
         labels.append("dense frontier")
         table += [["dense frontier", None, *point] for point in frontier["front"]]
-    log_axis(axes.xaxis, [row[2] for row in table[1:]])
+    drawing.log_axis(axes.xaxis, [row[2] for row in table[1:]])
     axes.set_xlabel("training FLOPs of the whole run")
     axes.set_ylabel("test loss")
-    legend(figure, handles, labels, columns)
+    drawing.legend(figure, handles, labels, columns)
+    below = "; below the line, an arm does better than dense models of the same cost" if frontier.get("front") else ""
     return Drawn(
         "quality", "Quality per FLOP", "Test loss against training FLOPs at the ends of runs",
-        "Large: means; small: single seeds. Below and left is better; below the line, an arm does better than dense models of the "
-        "same cost.", figure, table,
+        f"Large: means; small: single seeds. Below and left is better{below}. FLOPs of earlier runs that an arm builds on are "
+        "counted.", figure, table,
     )  # fmt: skip
 
 
@@ -69,27 +63,31 @@ def leverage_by_target(summary: Mapping[str, Any], records: Sequence[Record]) ->
     arms = {label: arm["leverage"] for label, arm in (summary.get("arms") or {}).items() if arm.get("leverage")}
     if not arms:
         return None
-    figure, axes, columns = sheet(len(arms), max(map(len, arms)))
+    figure, axes, columns = drawing.sheet(len(arms), max(map(len, arms)))
     table: list[list[Any]] = [["arm", "loss", "leverage", "low", "high", "bound"]]
     handles = []
     axes.axhline(1, color="#7d838a", linewidth=1)
-    place = places(summary)
+    place = drawing.places(summary)
     for label, each in arms.items():
         own, index = each["own"], place[label]
         points = sorted([{**point, "bound": "="} for point in each["at"]] + [own], key=lambda point: point["loss"])
-        shape = {">": "^", "<": "v"}.get(own["bound"], marker(index))
-        handles += axes.plot([own["loss"]], [own["mean"]], shape, color=colour(index), markersize=8)
+        shape = {">": "^", "<": "v"}.get(own["bound"], drawing.marker(index))
+        handles += axes.plot([own["loss"]], [own["mean"]], shape, color=drawing.colour(index), markersize=8)
         if each["at"]:
-            axes.plot([p["loss"] for p in points], [p["mean"] for p in points], dash(index), color=colour(index))
+            axes.plot(
+                [p["loss"] for p in points], [p["mean"] for p in points], drawing.dash(index), color=drawing.colour(index)
+            )
         for point in points:
-            if bounded(point):
-                axes.plot([point["loss"]] * 2, [point["low"], point["high"]], color=colour(index), linewidth=2, alpha=0.6)
+            if drawing.bounded(point):
+                axes.plot(
+                    [point["loss"]] * 2, [point["low"], point["high"]], color=drawing.colour(index), linewidth=2, alpha=0.6
+                )
             table.append([label, point["loss"], point["mean"], point["low"], point["high"], point["bound"]])
-    log_axis(axes.yaxis, [*(row[2] for row in table[1:]), 1.0])
+    drawing.log_axis(axes.yaxis, [*(row[2] for row in table[1:]), 1.0])
     axes.invert_xaxis()
     axes.set_xlabel("target: test loss (right is better)")
     axes.set_ylabel("efficiency leverage")
-    legend(figure, handles, [marked(label, summary["arms"][label].get("marks")) for label in arms], columns)
+    drawing.legend(figure, handles, [marked(label, summary["arms"][label].get("marks")) for label in arms], columns)
     return Drawn(
         "leverage", "Efficiency leverage", "FLOPs that the dense frontier needs for a loss, over those of each arm",
         "FLOPs that dense models need for the same loss, over the arm's: above 1, the arm needs fewer. Bars: 95% jackknife "
@@ -100,7 +98,7 @@ def leverage_by_target(summary: Mapping[str, Any], records: Sequence[Record]) ->
 
 def isoflop(summary: Mapping[str, Any], records: Sequence[Record]) -> Drawn | None:
     """Loss against size at fixed training FLOPs: one line for each arm and budget. None unless arms have several sizes."""
-    rows, place = summary.get("rows") or {}, places(summary)
+    rows, place = summary.get("rows") or {}, drawing.places(summary)
     if not any(row["size"] != 1.0 for row in rows.values() if row["arm"] != summary.get("reference")):
         return None
     ends: dict[tuple[str, float], dict[float, list[tuple[float, float]]]] = {}
@@ -112,7 +110,7 @@ def isoflop(summary: Mapping[str, Any], records: Sequence[Record]) -> Drawn | No
     if not ends:
         return None
     arms = list(dict.fromkeys(arm for arm, _ in ends))
-    figure, axes, columns = sheet(len(arms), max(map(len, arms)))
+    figure, axes, columns = drawing.sheet(len(arms), max(map(len, arms)))
     table: list[list[Any]] = [["arm", "budget", "size", "flops_per_example", "test_loss", "seeds"]]
     handles = {}
     widest = max(budget for _, budget in ends)
@@ -121,19 +119,19 @@ def isoflop(summary: Mapping[str, Any], records: Sequence[Record]) -> Drawn | No
         points = sorted((sum(x for x, _ in runs) / len(runs), sum(y for _, y in runs) / len(runs)) for runs in of_arm.values())
         (line,) = axes.plot(
             *zip(*points, strict=True),
-            dash(index),
-            marker=marker(index),
-            color=colour(index),
+            drawing.dash(index),
+            marker=drawing.marker(index),
+            color=drawing.colour(index),
             linewidth=0.6 + 1.8 * budget / widest,
         )
         handles[arm] = line
         for size, runs in sorted(of_arm.items()):
             mean = [sum(values) / len(runs) for values in zip(*runs, strict=True)]
             table.append([arm, budget, size, *mean, len(runs)])
-    log_axis(axes.xaxis, [row[3] for row in table[1:]])
+    drawing.log_axis(axes.xaxis, [row[3] for row in table[1:]])
     axes.set_xlabel("forward FLOPs per example")
     axes.set_ylabel("test loss")
-    legend(figure, list(handles.values()), list(handles), columns)
+    drawing.legend(figure, list(handles.values()), list(handles), columns)
     return Drawn(
         "isoflop", "IsoFLOP curves", "Test loss against size at fixed training FLOPs",
         "Along a line all runs spent the same training FLOPs: larger models saw fewer examples. The thicker, the larger the budget. "
@@ -150,19 +148,21 @@ def time_against_flops(summary: Mapping[str, Any], records: Sequence[Record]) ->
             ends.setdefault(str(record["arm"]), []).append((float(record["flops_model"]), float(record["seconds"])))
     if not ends:
         return None
-    figure, axes, columns = sheet(len(ends), max(map(len, ends)))
+    figure, axes, columns = drawing.sheet(len(ends), max(map(len, ends)))
     table: list[list[Any]] = [["arm", "flops", "seconds"]]
-    handles, place = [], places(summary)
+    handles, place = [], drawing.places(summary)
     for arm, points in ends.items():
         index, (x, y) = place[arm], zip(*points, strict=True)
-        axes.plot(x, y, marker(index), color=colour(index), alpha=0.35, markersize=4, linewidth=0)
-        handles += axes.plot([sum(x) / len(x)], [sum(y) / len(y)], marker(index), color=colour(index), markersize=8)
+        axes.plot(x, y, drawing.marker(index), color=drawing.colour(index), alpha=0.35, markersize=4, linewidth=0)
+        handles += axes.plot(
+            [sum(x) / len(x)], [sum(y) / len(y)], drawing.marker(index), color=drawing.colour(index), markersize=8
+        )
         table += [[arm, *point] for point in points]
-    log_axis(axes.xaxis, [row[1] for row in table[1:]])
-    log_axis(axes.yaxis, [row[2] for row in table[1:]])
+    drawing.log_axis(axes.xaxis, [row[1] for row in table[1:]])
+    drawing.log_axis(axes.yaxis, [row[2] for row in table[1:]])
     axes.set_xlabel("training FLOPs of the whole run")
     axes.set_ylabel("seconds")
-    legend(figure, handles, list(ends), columns)
+    drawing.legend(figure, handles, list(ends), columns)
     return Drawn(
         "time", "Time against FLOPs", "Training time against training FLOPs",
         "Large: means; small: single seeds. An arm can win on FLOPs and lose on the clock. Times are those of this machine, whose "

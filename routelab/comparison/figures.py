@@ -11,7 +11,7 @@ from routelab.comparison.cost_figures import isoflop, leverage_by_target, qualit
 from routelab.comparison.drawing import Drawn, Record, save_png, style
 from routelab.comparison.pair_figures import pairs
 from routelab.comparison.series_figures import series
-from routelab.comparison.summary import write_csv
+from routelab.comparison.tables import write_csv
 
 
 def figures_of(summary: Mapping[str, Any], records: Sequence[Record]) -> list[Drawn]:

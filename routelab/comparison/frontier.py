@@ -22,7 +22,8 @@ def frontier_of(records: Sequence[Mapping[str, Any]], rows: Sequence[Row], refer
     points: label, FLOPs of training, test loss, of every dense endpoint, means over seeds; front: those of the lower envelope.
     pareto: labels of the rows, of all arms, that no other beats on both.
     arms: label -> `own` (leverage at its own loss), `at` (at three losses, if it was trained with several budgets), `mean`
-    (geometric mean over the common range), `effective_size`, `hypervolume`. reference_point: that of the hypervolume.
+    (geometric mean over the common range), `effective_size` (None where the ladder and the arm did not see as much data, as with
+    a budget in FLOPs), `hypervolume`. reference_point: that of the hypervolume. FLOPs are those of `spent`.
     """
     dense = list(ladder_rows(rows, reference)) if reference else []
     # References outside the loop spend no FLOPs that could be counted, and have no place here.
@@ -38,9 +39,8 @@ def frontier_of(records: Sequence[Mapping[str, Any]], rows: Sequence[Row], refer
     ends = {label: _mean_point(runs, sorted(runs)) for label, runs in good.items() if runs}
     everything = list(ends.values())
     corner = (_BEYOND * max(cost for cost, _ in everything), max(loss for _, loss in everything))
-    sizes = [
-        (float(next(iter(good[row.label].values()))["total_params"]), points[row.label][1]) for row in dense if row.share == 1.0
-    ]
+    ladder = [row for row in dense if row.share == 1.0]
+    sizes = [(float(next(iter(good[row.label].values()))["total_params"]), points[row.label][1]) for row in ladder]
     arms = {}
     for label in dict.fromkeys(row.arm for row in rows if row.arm != reference):
         mine = [row for row in rows if row.arm == label and good[row.label]]
@@ -51,12 +51,14 @@ def frontier_of(records: Sequence[Mapping[str, Any]], rows: Sequence[Row], refer
         table = _table(good, dense, shared)
         own = _own(points, table, _table(good, whole, shared))
         several = leverage(*table, *_table(good, mine, shared)) if len(mine) > 1 else Leverage([], None, len(shared))
-        size = effective_size(_mean_point(good[whole[0].label], shared)[1], sizes)
+        size = None
+        if _equal_data([*ladder, whole[0]]):
+            size = effective_size(_mean_point(good[whole[0].label], shared)[1], sizes)
         arms[label] = {
             "own": own,
             "at": [{"loss": loss, **interval.as_dict()} for loss, interval in several.at],
             "mean": None if several.mean is None else several.mean.as_dict(),
-            "effective_size": {"params": size.cost, "bound": size.bound},
+            "effective_size": None if size is None else {"params": size.cost, "bound": size.bound},
             "hypervolume": hypervolume([_mean_point(good[row.label], shared) for row in mine], corner),
         }
     listed = [{"label": name, "flops": cost, "loss": loss} for name, (cost, loss) in points.items()]
@@ -65,6 +67,17 @@ def frontier_of(records: Sequence[Mapping[str, Any]], rows: Sequence[Row], refer
         "points": listed, "front": best_so_far(list(points.values())), "arms": arms, "reference_point": corner,
         "pareto": [label for label, point in ends.items() if point in pareto],
     }  # fmt: skip
+
+
+def spent(record: Mapping[str, Any]) -> float:
+    """Training FLOPs of a run, with those of the runs that it builds on: a dense model from scratch has nothing for free either."""
+    return float(record["flops_model"]) + float(record.get("initial_flops") or 0.0)
+
+
+def _equal_data(rows: Sequence[Row]) -> bool:
+    """Whether all of these see as many examples."""
+    counted = all(row.budget.steps is not None or row.budget.epochs is not None for row in rows)
+    return counted and all(row.budget == rows[0].budget for row in rows)
 
 
 def _own(points: Mapping[str, tuple[float, float]], dense: tuple[Floats, Floats], arm: tuple[Floats, Floats]) -> dict[str, Any]:
@@ -80,10 +93,12 @@ def to_target(records: Sequence[Mapping[str, Any]], reference: str, label: str) 
     """Training FLOPs and seconds to the loss that the reference ends with, over those of the reference, paired by seed.
 
     From the curves of validation loss, best so far, so for looking only: their points lie inside a schedule. The target is
-    highest of the reference's final validation losses. censored: seeds on which the arm never reached it, left out.
+    highest of the reference's final validation losses. censored: seeds on which the arm never reached it, left out. None
+    without a curve of both, which references outside the loop do not have.
     """
     mine, base = _by_seed(records, label), _by_seed(records, reference)
-    shared = [seed for seed in sorted(set(mine) & set(base)) if base[seed].get("validation")]
+    both = sorted(set(mine) & set(base))
+    shared = [seed for seed in both if base[seed].get("validation") and curve_points(mine[seed]) and curve_points(base[seed])]
     if not shared:
         return None
     target = max(float(base[seed]["validation"]["loss"]) for seed in shared)
@@ -116,7 +131,7 @@ def _by_seed(records: Sequence[Mapping[str, Any]], label: str) -> dict[int, Mapp
 
 
 def _mean_point(runs: Mapping[int, Mapping[str, Any]], seeds: Sequence[int]) -> tuple[float, float]:
-    cost = np.exp(np.mean([math.log(runs[seed]["flops_model"]) for seed in seeds]))
+    cost = np.exp(np.mean([math.log(spent(runs[seed])) for seed in seeds]))
     return float(cost), float(np.mean([runs[seed]["test"]["loss"] for seed in seeds]))
 
 
@@ -124,6 +139,6 @@ def _table(
     good: Mapping[str, Mapping[int, Mapping[str, Any]]], rows: Sequence[Row], seeds: Sequence[int]
 ) -> tuple[Floats, Floats]:
     """Costs and losses, (rows, seeds) each."""
-    cost = [[float(good[row.label][seed]["flops_model"]) for seed in seeds] for row in rows]
+    cost = [[spent(good[row.label][seed]) for seed in seeds] for row in rows]
     loss = [[float(good[row.label][seed]["test"]["loss"]) for seed in seeds] for row in rows]
     return np.array(cost), np.array(loss)

@@ -54,8 +54,10 @@ def pairs(summary: Mapping[str, Any], records: Sequence[Record]) -> Drawn | None
     for panel in axes:
         panel.grid(True, alpha=0.2)
         panel.spines[["top", "right"]].set_visible(False)
+    level = summary.get("level") or 0.05
+    intervals = "intervals that hold at every look" if summary.get("sequential") else f"{100 * (1 - level):g}% t-intervals"
     note = (
-        "Left: log test loss of the first arm minus the second's, paired by seed, with 95% t-intervals; the band is the margin "
+        f"Left: log test loss of the first arm minus the second's, paired by seed, with {intervals}; the band is the margin "
         "within which two arms count as equal. Right: filled, the first arm; hollow, the second. Load CV, MaxVio (largest load "
         "over the mean, less 1) and dead experts are of what routers ask for on the test split; the drop rate is that of training."
     )

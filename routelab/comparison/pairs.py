@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from routelab.comparison.summary import differences, entry_of, judge
+from routelab.comparison.judging import differences, judge
+from routelab.comparison.summary import entry_of
 from routelab.comparison.verdict import verdict_of
 from routelab.training.settings import Verdict
 from routers.errors import unknown

@@ -1,4 +1,4 @@
-"""The report of a comparison: one HTML file that needs no network, no script and no other file."""
+"""The report of a comparison: what stands on its page."""
 
 from __future__ import annotations
 
@@ -9,13 +9,11 @@ from typing import Any
 
 from routelab.comparison.drawing import NOTHING, Drawn, inline_svg, short
 from routelab.comparison.figures import figures_of, save_figures
+from routelab.comparison.page import rendered
 from routelab.comparison.verdict import marked
 from routelab.training.record import finite, write_text
 
 _DIFF_LIMIT = 100_000
-
-STYLE = Path(__file__).with_name("page.css")
-"""How pages look, in a light and a dark browser and on paper."""
 
 
 def write_report(path: Path, summary: Mapping[str, Any], records: Sequence[Mapping[str, Any]], figures: bool = True) -> None:
@@ -24,16 +22,13 @@ def write_report(path: Path, summary: Mapping[str, Any], records: Sequence[Mappi
     records: of the arms, and of the ladder's rungs and other budgets if there are any. `figures=False` leaves the drawings
     out, and needs no matplotlib.
     """
-    from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
-    template = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
-    environment = Environment(autoescape=True, undefined=StrictUndefined)
     drawn = figures_of(summary, records) if figures else []
     arms = set(summary.get("arms") or ())
     mine = [record for record in records if record.get("arm") in arms]
-    text = environment.from_string(template).render(
-        style=Markup(STYLE.read_text(encoding="utf-8")),
+    text = rendered(
+        Path(__file__).with_name("report.html"),
         title=f"Comparison {summary.get('name') or ''}".strip(),
         data=summary.get("data") or NOTHING,
         metric=summary.get("metric") or "metric",
@@ -46,7 +41,11 @@ def write_report(path: Path, summary: Mapping[str, Any], records: Sequence[Mappi
             for label, arm in (summary.get("arms") or {}).items()
             if label != summary.get("reference") and arm.get("verdict")
         ],
-        arms=[_row(label, arm) for label, arm in (summary.get("arms") or {}).items()],
+        level=f"{100 * (1 - _level(summary)):g}%",
+        interval=_interval_note(summary),
+        arms=[_row(label, arm, bool(summary.get("reference"))) for label, arm in (summary.get("arms") or {}).items()],
+        costs=_costs(summary.get("arms") or {}),
+        tuning=_tuning(summary),
         yardsticks=[
             (each["name"], f"{each['metric']} {short(each['value'], 4)}", each["note"])
             for each in summary.get("yardsticks") or ()
@@ -64,7 +63,27 @@ def write_report(path: Path, summary: Mapping[str, Any], records: Sequence[Mappi
     save_figures(drawn, path.parent / "figures")
 
 
-def _tabled(drawn: Drawn) -> tuple[list[str], list[list[str]]] | None:
+Grid = tuple[list[str], list[list[str]]]
+"""Headings and rows, the first cell of which is the row's own heading."""
+
+
+def _level(summary: Mapping[str, Any]) -> float:
+    return float(summary.get("level") or 0.05)
+
+
+def _interval_note(summary: Mapping[str, Any]) -> str:
+    """What the intervals of differences are."""
+    if summary.get("sequential"):
+        return (
+            f"one over pairs that share a seed that holds at every look, its level of {_level(summary):g} shared among the arms"
+        )
+    return (
+        f"the {100 * (1 - _level(summary)):g}% t-interval over pairs that share a seed, not adjusted for the number of arms as "
+        "Holm's p is, by which they are judged"
+    )
+
+
+def _tabled(drawn: Drawn) -> Grid | None:
     """Headings and rows of the table below a figure, None if it has none."""
     if not drawn.tabled:
         return None
@@ -73,29 +92,67 @@ def _tabled(drawn: Drawn) -> tuple[list[str], list[list[str]]] | None:
     return [str(name).replace("_", " ") for name in heading], texts
 
 
-def _row(label: str, arm: Mapping[str, Any]) -> dict[str, Any]:
-    causal = arm.get("causal")
-    ratio = short(arm.get("flops_ratio"))
-    costs = [short(arm.get("flops_per_example")), ratio if ratio == NOTHING else f"{ratio}\u00d7"]
-    costs += [
-        _beside(arm.get("active_params"), arm.get("active_ratio")),
-        _beside(arm.get("total_params"), arm.get("total_ratio")),
-    ]
-    before = f" after {short(arm.get('initial_flops'))}" if arm.get("initial_flops") else ""
-    costs += [f"{short(arm.get('flops_model'))}{before}", short(arm.get("flops_executed")), short(arm.get("seconds"))]
-    costs += [_percent(arm.get("drop_rate")), short(arm.get("load_cv"))]
-    memory, inference = (arm.get("memory") or {}).get("peak"), arm.get("inference") or {}
-    costs.append({True: "yes", False: "no", None: NOTHING}.get(causal, str(causal)))
-    costs += [short(memory), " / ".join(short(1e6 * seconds) for seconds in inference.values()) or NOTHING]
+def _row(label: str, arm: Mapping[str, Any], compared: bool) -> dict[str, Any]:
+    """compared: whether there is a reference, beside which arms are judged."""
+    difference = [_interval(arm.get("difference"), signed=True)] if compared else []
     return {
         "label": label,
         "marks": ", ".join(arm.get("marks") or ()),
         "n": arm.get("n", 0),
         "failed": arm.get("failed") or 0,
-        "intervals": [_interval(arm.get("loss")), _interval(arm.get("metric")), _interval(arm.get("difference"), signed=True)],
-        "claims": _claims(arm),
-        "costs": costs,
+        "intervals": [_interval(arm.get("loss")), _interval(arm.get("metric")), *difference],
+        "claims": _claims(arm) if compared else [],
     }
+
+
+def _costs(arms: Mapping[str, Any]) -> Grid:
+    """What arms cost and how they load their experts."""
+    sizes = list(dict.fromkeys(size for arm in arms.values() for size in arm.get("inference") or {}))
+    headings = ["Arm", "FLOPs per example", "Measured", "Ratio", "Active parameters", "All parameters", "Training FLOPs",
+                "Executed FLOPs", "Steps", "Seconds", "Dropped", "Load CV", "Causal", "Peak memory"]  # fmt: skip
+    headings += [f"Inference, batch {' / '.join(sizes)}"] if sizes else []
+    rows = []
+    for label, arm in arms.items():
+        ratio = short(arm.get("flops_ratio"))
+        before = f" after {short(arm.get('initial_flops'))}" if arm.get("initial_flops") else ""
+        row = [
+            label,
+            short(arm.get("flops_per_example")),
+            short(arm.get("flops_per_example_measured")),
+            ratio if ratio == NOTHING else f"{ratio}\u00d7",
+            _beside(arm.get("active_params"), arm.get("active_ratio")),
+            _beside(arm.get("total_params"), arm.get("total_ratio")),
+            f"{short(arm.get('flops_model'))}{before}",
+            *(short(arm.get(key)) for key in ("flops_executed", "steps", "seconds")),
+            _percent(arm.get("drop_rate")),
+            short(arm.get("load_cv")),
+            {True: "yes", False: "no"}.get(arm.get("causal"), NOTHING),
+            short((arm.get("memory") or {}).get("peak")),
+        ]
+        timed = arm.get("inference") or {}
+        taken = " / ".join(short(1e6 * timed[size]) if size in timed else NOTHING for size in sizes) if timed else NOTHING
+        rows.append([*row, *([taken] if sizes else [])])
+    return headings, rows
+
+
+def _tuning(summary: Mapping[str, Any]) -> Grid | None:
+    """What choosing settings cost, and what was chosen, of arms that had a choice; None if none had."""
+    rows = []
+    for label, found in (summary.get("tuned") or {}).items():
+        tried = ", ".join(f"{float(rate):g} ({short(loss, 4)})" for rate, loss in found["validation"].items())
+        edge = "; at the edge of what was tried" if found["edge"] else ""
+        rows.append([label, short(found["flops"]), f"learning rate {found['rate']:g} of {tried}{edge}"])
+    for label, found in (summary.get("tuning") or {}).items():
+        trials = f"{found['complete']} complete trials, {found['pruned']} pruned, {found['failed']} failed"
+        settings = ", ".join(
+            f"{key} {value if isinstance(value, str) else short(value)}" for key, value in _best(found).items()
+        )
+        rows.append([label, short(found["flops"]), f"{settings or 'nothing'} by {trials}"])
+    return (["Arm", "Tuning FLOPs", "Chosen"], rows) if rows else None
+
+
+def _best(found: Mapping[str, Any]) -> Mapping[str, Any]:
+    return (found.get("best") or {}).get("settings") or {}
 
 
 _QUALITY = {
@@ -105,7 +162,7 @@ _QUALITY = {
 }  # fmt: skip
 
 
-def _quality(arms: Mapping[str, Any]) -> tuple[list[str], list[tuple[str, list[str]]]] | None:
+def _quality(arms: Mapping[str, Any]) -> Grid | None:
     """Headings and rows of calibration and diversity, of what there is; None if there is none."""
     wanted = [
         (group, key, title)
@@ -115,11 +172,11 @@ def _quality(arms: Mapping[str, Any]) -> tuple[list[str], list[tuple[str, list[s
     ]
     if not wanted:
         return None
-    rows = [(label, [short((arm.get(group) or {}).get(key)) for group, key, _ in wanted]) for label, arm in arms.items()]
-    return [title for _, _, title in wanted], rows
+    rows = [[label, *(short((arm.get(group) or {}).get(key)) for group, key, _ in wanted)] for label, arm in arms.items()]
+    return ["Arm", *(title for _, _, title in wanted)], rows
 
 
-def _domains(arms: Mapping[str, Any]) -> tuple[list[str], list[tuple[str, list[str]]]] | None:
+def _domains(arms: Mapping[str, Any]) -> Grid | None:
     """Domains, and the arms' mean losses on them with differences from the reference in percent; None if there is none."""
     names = list(next((arm["by_domain"] for arm in arms.values() if arm.get("by_domain")), {}))
     if len(names) < 2:
@@ -127,8 +184,8 @@ def _domains(arms: Mapping[str, Any]) -> tuple[list[str], list[tuple[str, list[s
     rows = []
     for label, arm in arms.items():
         each = [(arm.get("by_domain") or {}).get(name) or {} for name in names]
-        rows.append((label, [f"{short((d.get('loss') or {}).get('mean'), 4)} {_change(d.get('difference'))}" for d in each]))
-    return names, rows
+        rows.append([label, *(f"{short((d.get('loss') or {}).get('mean'), 4)} {_change(d.get('difference'))}" for d in each)])
+    return ["Arm", *names], rows
 
 
 def _change(difference: Mapping[str, Any] | None) -> str:
@@ -146,7 +203,8 @@ def _claims(arm: Mapping[str, Any]) -> list[str]:
     place, time = arm.get("leverage"), arm.get("time_ratio")
     if place:
         own, size = place["own"], place["effective_size"]
-        found += [f"{_BOUNDS[own['bound']]}{short(own['mean'])}", f"{_BOUNDS[size['bound']]}{short(size['params'])}"]
+        found.append(f"{_BOUNDS[own['bound']]}{short(own['mean'])}")
+        found.append(NOTHING if size is None else f"{_BOUNDS[size['bound']]}{short(size['params'])}")
     else:
         found += [NOTHING, NOTHING]
     found.append(NOTHING if time is None else f"{short(time['mean'])}\u00d7")

@@ -20,7 +20,7 @@ from typing import Literal
 
 import numpy as np
 
-from routelab.comparison.statistics import Interval
+from routelab.comparison.statistics import Interval, seeds_needed
 
 State = Literal["better", "worse", "equivalent", "open"]
 
@@ -55,15 +55,24 @@ def anytime_interval(differences: Sequence[float], alpha: float = 0.05, prior_va
     n = int(d.size)
     if n == 0 or not np.isfinite(d).all():
         return Interval(math.nan, math.nan, math.nan, n)
-    mean, half = float(d.mean()), math.inf
-    if n > 1:
-        nu, grown = n - 1, 1 + n * prior_variance
-        # e < 1 / alpha solved for t^2: the ratio in brackets may reach `bar`, and never reaches more than `grown`.
-        bar = (math.sqrt(grown) / alpha) ** (2 / (nu + 1))
-        if bar < grown:
-            square = nu * (bar - 1) / (1 - bar / grown)
-            half = math.sqrt(square / n) * float(d.std(ddof=1))
+    mean, square = float(d.mean()), settling_square(n, alpha, prior_variance)
+    half = math.sqrt(square / n) * float(d.std(ddof=1)) if math.isfinite(square) else math.inf
     return Interval(mean, mean - half, mean + half, n)
+
+
+def settling_square(n: int, alpha: float, prior_variance: float = PRIOR_VARIANCE) -> float:
+    """The t^2 at which e_n reaches 1 / alpha; infinite while n is so small that none does."""
+    if n < 2:
+        return math.inf
+    nu, grown = n - 1, 1 + n * prior_variance
+    # e < 1 / alpha solved for t^2: the ratio in brackets may reach `bar`, and never reaches more than `grown`.
+    bar = (math.sqrt(grown) / alpha) ** (2 / (nu + 1))
+    return nu * (bar - 1) / (1 - bar / grown) if bar < grown else math.inf
+
+
+def seeds_to_settle(differences: Sequence[float], alpha: float, power: float = 0.8) -> int | None:
+    """`seeds_needed` of the anytime interval: with so many, one look alone settles a difference like this one `power` of the time."""
+    return seeds_needed(differences, power, bar=lambda n: settling_square(n, alpha))
 
 
 @dataclass(frozen=True)

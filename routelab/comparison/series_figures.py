@@ -38,13 +38,16 @@ def _drawn(summary: Mapping[str, Any], options: Sequence[str], lines: Sequence[M
     (loss, params), (memory, speed) = figure.subplots(2, 2)
     where = _positions([point["at"] for line in lines for point in line["points"]])
     handles: list[Any] = []
+    names: list[str] = []
     for index, line in enumerate(lines):
         shade, shape = colour(index), marker(index)
         points = [(where[_key(point["at"])], figures_of_arm(summary, arms[point["arm"]])) for point in line["points"]]
         for x, each in points:
             if bounded(each["loss"]):
                 loss.plot([x, x], [each["loss"]["low"], each["loss"]["high"]], color=shade, linewidth=2, alpha=0.6)
-        handles += _line(loss, [(x, (each["loss"] or {}).get("mean")) for x, each in points], shade, shape, "-")
+        drawn = _line(loss, [(x, (each["loss"] or {}).get("mean")) for x, each in points], shade, shape, "-")
+        handles += drawn
+        names += [line["name"]] * len(drawn)  # Not of arms that failed on every seed.
         for axes, keys in ((params, ("total_params",)), (memory, ("held",)), (speed, ("predicted", "trained"))):
             for key, dashes in zip(keys, ("-", ":"), strict=False):
                 _line(axes, [(x, each[key]) for x, each in points], shade, shape, dashes)
@@ -57,12 +60,13 @@ def _drawn(summary: Mapping[str, Any], options: Sequence[str], lines: Sequence[M
         for axes, value, dashes in pairs:
             if value is not None:
                 handle = axes.axhline(value, color=_GREY, linewidth=1.5, linestyle=dashes)
-                handles += [handle] if axes is loss else []
-    names = [line["name"] for line in lines] + ([str(reference)] if len(handles) > len(lines) else [])
+                if axes is loss:
+                    handles.append(handle)
+                    names.append(str(reference))
     titles = ("test loss", "total parameters", "bytes of parameters and optimizer", f"{unit} per second (dotted: training)")
     for axes, title in zip((loss, params, memory, speed), titles, strict=True):
         _finish(axes, where, options, title, log=axes is not loss)
-    legend(figure, handles, names, min(3, len(names)))
+    legend(figure, handles, names, max(1, min(3, len(names))))
     named = " and ".join(options)
     note = (
         f"Loss: means over seeds with 95% t-intervals. Memory: what parameters and optimizer state hold. Solid {unit} per second: "
@@ -94,8 +98,9 @@ def figures_of_arm(summary: Mapping[str, Any], arm: Mapping[str, Any]) -> dict[s
 def _table(
     summary: Mapping[str, Any], options: Sequence[str], lines: Sequence[Mapping[str, Any]], unit: str
 ) -> list[list[Any]]:
-    arms, reference = summary.get("arms") or {}, str(summary.get("reference"))
-    heading = ["arm", *options, "loss", "low", "high", f"change_from_{reference}", "change_low", "change_high", "n", "state"]
+    arms, reference = summary.get("arms") or {}, summary.get("reference")
+    change_from = f"change_from_{reference or 'reference'}"
+    heading = ["arm", *options, "loss", "low", "high", change_from, "change_low", "change_high", "n", "state"]
     heading += ["leverage", "leverage_low", "leverage_high", "leverage_bound", "flops_ratio", "active_params", "total_params"]
     heading += ["bytes_held", "bytes_peak", f"{unit}_per_second_predicting", f"{unit}_per_second_training"]
     rows: list[list[Any]] = [heading]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -93,6 +93,19 @@ def median_interval(values: Sequence[float], confidence: float = 0.95) -> Interv
     return Interval(float(np.median(x)), float(x[below]), float(x[n - 1 - below]), n)
 
 
+def paired_p(differences: Sequence[float]) -> float:
+    """The two-sided p-value of the paired t-test, from the differences.
+
+    NaN below two (finite) differences. Differences that are all equal leave no doubt: 0, or 1 if they are 0.
+    """
+    d = np.asarray(differences, dtype=np.float64).reshape(-1)
+    if d.size < 2 or not np.isfinite(d).all():
+        return math.nan
+    if d.min() == d.max():
+        return float(d[0] == 0.0)
+    return float(stats.ttest_1samp(d, 0.0).pvalue)
+
+
 def sign_flip_p(differences: Sequence[float]) -> float:
     """The two-sided p-value of the sign-flip test: exact up to 16 differences, by 100,000 fixed random draws beyond.
 
@@ -164,11 +177,15 @@ def bca_interval(values: Sequence[float], confidence: float = 0.95) -> Interval 
     return Interval(float(x.mean()), float(found.low), float(found.high), int(x.size))
 
 
-def seeds_needed(differences: Sequence[float], power: float = 0.8, alpha: float = 0.05) -> int | None:
+def seeds_needed(
+    differences: Sequence[float], power: float = 0.8, alpha: float = 0.05, bar: Callable[[int], float] | None = None
+) -> int | None:
     """How many pairs a paired t-test needs to find the mean difference seen here, if it and its spread are true.
 
-    An estimate from few pairs is rough. None below two differences, for a mean of 0, and beyond 100,000.
+    bar: n -> the t^2 that n pairs must reach, instead of that of a two-sided t-test at alpha. An estimate from few pairs is
+    rough. None below two differences, for a mean of 0, and beyond 100,000.
     """
+    bar = bar or (lambda n: _bar(n, alpha))
     d = np.asarray(differences, dtype=np.float64).reshape(-1)
     if d.size < 2 or not np.isfinite(d).all() or d.mean() == 0.0:
         return None
@@ -177,20 +194,26 @@ def seeds_needed(differences: Sequence[float], power: float = 0.8, alpha: float 
     effect = abs(float(d.mean())) / float(d.std(ddof=1))
     # By hand: statsmodels' solver does not converge for large effects.
     low, high = 1, 2
-    while _power(effect * math.sqrt(high), high, alpha) < power:
+    while _power(effect * math.sqrt(high), high, bar(high)) < power:
         low, high = high, 2 * high
         if high > 100_000:
             return None
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if _power(effect * math.sqrt(middle), middle, alpha) >= power else (middle, high)
+        enough = _power(effect * math.sqrt(middle), middle, bar(middle)) >= power
+        low, high = (low, middle) if enough else (middle, high)
     return high
 
 
-def _power(shift: float, n: int, alpha: float) -> float:
-    """Power of a two-sided t-test on n differences whose mean is `shift` standard errors from 0."""
+def _bar(n: int, alpha: float) -> float:
+    """The t^2 at which a two-sided t-test on n differences rejects."""
+    return float(stats.t.ppf(1 - alpha / 2, n - 1) ** 2)
+
+
+def _power(shift: float, n: int, bar: float) -> float:
+    """How often t^2 of n differences, whose mean is `shift` standard errors from 0, exceeds `bar`."""
     # The square of a noncentral t: both tails at once, where scipy's far tail of the t itself is NaN.
-    return float(stats.ncf.sf(stats.t.ppf(1 - alpha / 2, n - 1) ** 2, 1, n - 1, shift**2))
+    return float(stats.ncf.sf(bar, 1, n - 1, shift**2)) if math.isfinite(bar) else 0.0
 
 
 def detectable_difference(differences: Sequence[float], power: float = 0.8, alpha: float = 0.05) -> float:
@@ -208,9 +231,10 @@ def detectable_effect(n: int, power: float = 0.8, alpha: float = 0.05) -> float:
     if not 0.0 < alpha < power < 1.0:
         raise ValueError(f"power and alpha must satisfy 0 < alpha < power < 1, not alpha={alpha}, power={power}")
     upper = float(stats.t.ppf(1 - alpha / 2, n - 1) + stats.t.ppf(power, n - 1))
-    while _power(upper, n, alpha) < power:
+    bar = _bar(n, alpha)
+    while _power(upper, n, bar) < power:
         upper *= 2
-    return float(optimize.brentq(lambda shift: _power(shift, n, alpha) - power, 1e-9, upper)) / math.sqrt(n)
+    return float(optimize.brentq(lambda shift: _power(shift, n, bar) - power, 1e-9, upper)) / math.sqrt(n)
 
 
 def _differences(a: Sequence[float], b: Sequence[float]) -> list[float]:

@@ -1,107 +1,33 @@
-"""From records to tables and numbers: means, paired intervals, and how each arm is judged."""
+"""From records to numbers: what a comparison's summary says of every arm."""
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from routelab.comparison.domains import domains_of
 from routelab.comparison.frontier import to_target
+from routelab.comparison.judging import differences, judge
 from routelab.comparison.readings import readings_of, readings_sentence
-from routelab.comparison.rows import Row
-from routelab.comparison.sequential import look
-from routelab.comparison.statistics import (
-    bca_interval,
-    detectable_difference,
-    equivalence_p,
-    holm,
-    mean_interval,
-    seeds_needed,
-    sign_flip_p,
-)
+from routelab.comparison.statistics import mean_interval
 from routelab.comparison.verdict import caveat_of, sentence_of, verdict_of
-from routelab.training.record import write_text
 from routelab.training.settings import Verdict
 
 _RATIOS = {"flops_per_example": "flops_ratio", "active_params": "active_ratio", "total_params": "total_ratio"}
-_TAIL = (
-    "flops_model", "flops_executed", "flops_per_example", "active_params", "total_params", "seconds", "drop_rate", "load_cv",
-    "causal", "status",
-)  # fmt: skip
 _MEANS = (
     "flops_per_example",
+    "flops_per_example_measured",
     "active_params",
     "total_params",
     "flops_model",
     "flops_executed",
+    "steps",
     "seconds",
     "drop_rate",
     "load_cv",
     "initial_flops",
 )
-
-
-def write_results(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
-    """results.csv: one row per arm and seed, columns as design.md §4 names them; further ones, leaks and
-    initial_flops, where an arm leaks or builds on an earlier run."""
-    metric = next((record["metric"] for record in records if record.get("metric")), "accuracy")
-    column = metric if metric == "bits_per_byte" else f"test_{metric}"
-    tail = (*_TAIL, *(name for name in ("leaks", "initial_flops") if any(record.get(name) for record in records)))
-    lines = [["arm", "seed", "data", "test_loss", column, *tail]]
-    for record in records:
-        test = record.get("test") or {}
-        row = [record["arm"], record["seed"], record["data"], test.get("loss"), test.get(metric)]
-        values = [record.get(name) for name in tail]
-        lines.append([*row, *(str(value).lower() if isinstance(value, bool) else value for value in values)])
-    write_csv(path, lines)
-
-
-def write_endpoints(path: Path, records: Sequence[Mapping[str, Any]], rows: Sequence[Row]) -> None:
-    """endpoints.csv: where every run ended, at all sizes and shares of the budget."""
-    by_label = {row.label: row for row in rows}
-    lines: list[list[Any]] = [
-        ["arm", "size", "budget", "seed", "flops_model", "test_loss", "validation_loss", "total_params", "seconds"]
-    ]
-    for record in records:
-        row = by_label[record["arm"]]
-        losses = [(record.get(split) or {}).get("loss") for split in ("test", "validation")]
-        costs = record.get("flops_model"), *losses, record.get("total_params"), record.get("seconds")
-        lines.append([row.arm, row.size, row.share, record["seed"], *costs])
-    write_csv(path, lines)
-
-
-def write_domains(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
-    """domains.csv: a row for each arm, seed and domain of the data; no file where there are none."""
-    metric = next((record["metric"] for record in records if record.get("metric")), "accuracy")
-    column = metric if metric == "bits_per_byte" else f"test_{metric}"
-    lines = [
-        [record["arm"], record["seed"], domain, found["loss"], found[metric]]
-        for record in records
-        for domain, found in (record.get("by_domain") or {}).items()
-    ]
-    if lines:
-        write_csv(path, [["arm", "seed", "domain", "test_loss", column], *lines])
-
-
-def write_curves(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
-    """curves.csv: every point of every run's curve."""
-    columns = ["step", "flops", "seconds", "train/loss", "val/loss"]
-    lines = [["arm", "seed", *columns]]
-    for record in records:
-        lines += [[record["arm"], record["seed"], *(point.get(key) for key in columns)] for point in record.get("curve") or ()]
-    write_csv(path, lines)
-
-
-def write_csv(path: Path, lines: Sequence[Sequence[Any]]) -> None:
-    """Rows as CSV, whole or not at all; None is an empty field."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerows(["" if value is None else value for value in line] for line in lines)
-    write_text(path, text.getvalue())
 
 
 def summarise(
@@ -141,8 +67,8 @@ def summarise(
     return {
         "name": name, "data": data, "metric": metric, "reference": reference, "seeds": seeds, "arms": arms,
         "sentence": sentence_of(arms, reference, data, verdict.level, sequential) + readings_sentence(arms, reference, readings),
-        "caveat": caveat_of(arms, len(seeds)),
-        "margin": verdict.margin, "level": verdict.level, "frontier": frontier,
+        "caveat": caveat_of(arms, len(seeds), sequential),
+        "margin": verdict.margin, "level": verdict.level, "sequential": sequential, "frontier": frontier,
     }  # fmt: skip
 
 
@@ -151,21 +77,6 @@ def _means(groups: Sequence[Mapping[str, float]]) -> dict[str, float]:
     names = dict.fromkeys(name for group in groups for name in group)
     values = {name: [group[name] for group in groups if group.get(name) is not None] for name in names}
     return {name: sum(found) / len(found) for name, found in values.items() if found}
-
-
-def differences(labels: Sequence[str], reference: str, records: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
-    """Log test loss of each arm minus the reference's, by seed, for arms that share a seed with it."""
-    logs: dict[str, dict[int, float]] = {label: {} for label in (*labels, reference)}
-    for record in records:
-        if record["status"] == "ok" and record["arm"] in logs:
-            logs[record["arm"]][record["seed"]] = math.log(max(record["test"]["loss"], 1e-12))
-    base = logs[reference]
-    found = {
-        label: [logs[label][seed] - base[seed] for seed in sorted(set(logs[label]) & set(base))]
-        for label in labels
-        if label != reference
-    }
-    return {label: values for label, values in found.items() if values}
 
 
 def entry_of(records: Sequence[Mapping[str, Any]], label: str, metric: str, reference: str | None) -> dict[str, Any]:
@@ -179,7 +90,7 @@ def entry_of(records: Sequence[Mapping[str, Any]], label: str, metric: str, refe
         entry[key] = sum(values) / len(values) if values else None
     for group in ("calibration", "diversity", "telemetry"):
         entry[group] = _means([record.get(group) or {} for record in mine.values()])
-    entry["causal"] = all(record.get("causal", True) for record in mine.values())
+    entry["causal"] = all(record.get("causal", True) for record in mine.values()) if mine else None
     entry["leaks"] = next((record["leaks"] for record in mine.values() if record.get("leaks")), None)
     entry["marks"] = sorted({mark for record in mine.values() for mark in marks(record)}, reverse=True)
     entry["memory"] = _means([record.get("memory") or {} for record in mine.values()])
@@ -204,51 +115,9 @@ def _examples_per_second(record: Mapping[str, Any]) -> float | None:
     return float(steps * options["batch_size"] * options["accumulate"] / record["seconds"])
 
 
-def judge(arms: dict[str, Any], compared: Mapping[str, Sequence[float]], verdict: Verdict, sequential: bool) -> None:
-    """Intervals, p-values and the state of every arm's verdict: better, worse, equivalent, open, or None with one seed."""
-    for entry in arms.values():
-        entry |= {"difference": None, "p_sign_flip": None, "detectable": None, "state": None, "bca": None}
-    for label, values in compared.items():
-        entry = arms[label]
-        entry["difference"] = mean_interval(values, 1 - verdict.level).as_dict()
-        entry["p_t"] = _p_paired(values)
-        entry["p_sign_flip"] = sign_flip_p(values)
-        entry["p_equivalent"] = equivalence_p(values, verdict.margin)
-        if len(values) > 1:
-            bca = bca_interval(values, 1 - verdict.level)
-            entry |= {"detectable": detectable_difference(values), "bca": bca.as_dict() if bca else None}
-    for source, target in (("p_t", "p_holm"), ("p_equivalent", "p_equivalent")):
-        tested = [label for label in compared if arms[label][source] is not None and not math.isnan(arms[label][source])]
-        for label, adjusted in zip(tested, holm([arms[label][source] for label in tested]), strict=True):
-            arms[label][target] = adjusted
-    looks = look(compared, verdict.margin, verdict.level)
-    for label, values in compared.items():
-        entry = arms[label]
-        if len(values) < 2:
-            continue
-        if sequential:
-            entry |= {"difference": looks[label].interval.as_dict(), "sequential": looks[label].level}
-            entry["state"] = looks[label].state
-        elif entry.get("p_holm", 1.0) < verdict.level:
-            entry["state"] = "better" if entry["difference"]["mean"] < 0 else "worse"
-        else:
-            entry["state"] = "equivalent" if entry["p_equivalent"] < verdict.level else "open"
-        if entry["state"] == "open":
-            needed = seeds_needed(values, alpha=verdict.level / len(compared))
-            entry["seeds_needed"] = max(needed, len(values) + 1) if needed else None
-
-
 def marks(record: Mapping[str, Any]) -> list[str]:
     """What must stand beside the name of a run wherever it is shown: what it leaks, if only in training, and whether its
     figures depend on the batch that it was evaluated in."""
     found = [f"leaks: {record['leaks']}"] if record.get("leaks") else []
     found += [f"training sees {record['leaks_in_training']}"] if record.get("leaks_in_training") else []
     return found + (["batch-coupled"] if record.get("evaluation_coupled") else [])
-
-
-def _p_paired(differences: Sequence[float]) -> float | None:
-    from scipy import stats
-
-    if len(differences) < 2 or max(differences) == min(differences):
-        return None
-    return float(stats.ttest_1samp(differences, 0.0).pvalue)

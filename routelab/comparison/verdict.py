@@ -34,7 +34,8 @@ def _verdict(label: str, entry: Mapping[str, Any], reference: str | None) -> str
     low, mean, high = (math.expm1(difference[part]) * 100 for part in ("low", "mean", "high"))
     if difference["n"] < 2:
         return f"test loss {mean:+.1f}% against {reference}; one seed gives no interval"
-    parts = [f"test loss {mean:+.1f}% [{low:+.1f}, {high:+.1f}] against {reference}", _price_of_loss(entry)]
+    bounds = f"[{low:+.1f}, {high:+.1f}]" if _finite(low, high) else "[no bounds from so few seeds]"
+    parts = [f"test loss {mean:+.1f}% {bounds} against {reference}", _price_of_loss(entry)]
     parts += [f"n={difference['n']}", _p_value(entry), _time(entry)]
     text = f"{_STATES[entry['state']]}: {', '.join(part for part in parts if part)}"
     if entry["state"] == "open" and entry.get("seeds_needed"):
@@ -56,7 +57,8 @@ def _price_of_loss(entry: Mapping[str, Any]) -> str:
     if own["bound"] == "<":
         return f"a loss that the cheapest dense model of the ladder undercuts (leverage below {own['mean']:.2g})"
     interval = f" [{own['low']:.2f}, {own['high']:.2f}]" if _finite(own["low"], own["high"]) else ""
-    return f"which dense models reach with {own['mean']:.2f}x its training FLOPs{interval}"
+    earlier = ", earlier runs' counted" if entry.get("initial_flops") else ""
+    return f"which dense models reach with {own['mean']:.2f}x its training FLOPs{earlier}{interval}"
 
 
 def _p_value(entry: Mapping[str, Any]) -> str:
@@ -64,17 +66,15 @@ def _p_value(entry: Mapping[str, Any]) -> str:
         return f"interval valid at every look, level {entry['sequential']:.2g}"
     if entry["state"] == "equivalent":
         return f"equivalence p={entry['p_equivalent']:.2g}"
-    adjusted = entry.get("p_holm")
-    return "" if adjusted is None else f"Holm p={adjusted:.2g}"
+    return f"Holm p={entry['p_holm']:.2g}"
 
 
 def _time(entry: Mapping[str, Any]) -> str:
     ratio = entry.get("time_ratio")
     if ratio is None or not _finite(ratio["low"], ratio["high"]):
         return ""
-    if ratio["low"] <= 1 <= ratio["high"]:
-        return "no difference in time"
-    return f"{ratio['mean']:.2f}x the time [{ratio['low']:.2f}, {ratio['high']:.2f}]"
+    time = "no difference in time" if ratio["low"] <= 1 <= ratio["high"] else f"{ratio['mean']:.2f}x the time"
+    return f"{time} [{ratio['low']:.2f}, {ratio['high']:.2f}]"
 
 
 def sentence_of(arms: Mapping[str, Any], reference: str | None, data: str, level: float, sequential: bool) -> str:
@@ -121,24 +121,31 @@ def _price(others: Mapping[str, Any], reference: str) -> str:
     return f"at {low if low == high else f'{low} to {high}'} times the forward FLOPs per example of {reference}"
 
 
-def caveat_of(arms: Mapping[str, Any], seeds: int) -> str:
+def caveat_of(arms: Mapping[str, Any], seeds: int, sequential: bool) -> str:
     """What so many seeds can and cannot show."""
     fixed = "The test split is fixed: intervals cover training randomness only."
     if seeds < 2:
         return f"One seed says nothing about how much seeds differ; with seeds=5 there are intervals. {fixed}"
+    if sequential:
+        return f"Seeds were added while a verdict was open, up to {seeds}; intervals hold at every look, p-values would not. {fixed}"
     text = (
         f"With {seeds} seeds the smallest possible exact sign-flip p is {smallest_sign_flip_p(seeds):.4g}"
         f"{', so that test can never reach .05' if smallest_sign_flip_p(seeds) > 0.05 else ''}"
     )
-    detectable = [arm["detectable"] for arm in arms.values() if arm.get("detectable")]
-    detectable = [value for value in detectable if math.isfinite(value)]
+    detectable = [arm["detectable"] for arm in arms.values() if arm.get("detectable") and math.isfinite(arm["detectable"])]
     if detectable:
-        low, high = (f"{math.expm1(value) * 100:.0f}%" for value in (min(detectable), max(detectable)))
+        low, high = _percent(min(detectable)), _percent(max(detectable))
         text += (
-            f"; before adjustment, differences in test loss below about {low if low == high else f'{low} to {high} (by arm)'} "
-            "would mostly be missed"
+            f"; before adjustment, a difference in test loss must be about {low if low == high else f'{low} to {high} (by arm)'} "
+            "to be found 8 times in 10"
         )
     return f"{text}. {fixed}"
+
+
+def _percent(log: float) -> str:
+    """A difference of logs, above 0, as a change in percent."""
+    percent = 100 * math.expm1(min(log, 10.0))
+    return "more than 1000%" if percent > 1000 else f"{percent:.0f}%" if percent >= 10 else f"{percent:.2g}%"
 
 
 def _finite(*values: float | None) -> bool:

@@ -12,7 +12,8 @@ from baselines.task import Batch, Task
 from routelab.backbones.contract import InputSpec
 from routelab.comparison.domains import domains_of
 from routelab.comparison.report import write_report
-from routelab.comparison.summary import summarise, write_domains
+from routelab.comparison.summary import summarise
+from routelab.comparison.tables import write_domains
 
 
 def record(arm, seed, losses):

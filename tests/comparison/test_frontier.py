@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -87,6 +88,30 @@ def test_to_target_is_paired_by_seed_and_censored():
     assert math.isnan(worse["flops"]["mean"])
 
 
+def test_a_reference_without_a_curve_did_not_fail_to_reach_anything():
+    records = [{**each, "curve": []} if each["arm"] == "mix" else each for each in world()[1]]
+    assert to_target(records, "dense", "mix") is None
+
+
+def test_what_an_arm_builds_on_counts_in_its_leverage():
+    """It spent 4e9 FLOPs after a run of as many: half the leverage, and the report says that they are counted."""
+    rows, records = world()
+    built = [{**each, "initial_flops": each["flops_model"]} if each["arm"] == "mix" else each for each in records]
+    alone, whole = (frontier_of(found, rows, "dense")["arms"]["mix"]["own"] for found in (records, built))
+    assert whole["mean"] == pytest.approx(alone["mean"] / 2)
+    made = summarise("m", built, ["dense", "mix"], "dense", frontier=frontier_of(built, rows, "dense"))
+    assert "its training FLOPs, earlier runs' counted" in made["arms"]["mix"]["verdict"]
+
+
+@pytest.mark.parametrize("budget", [Budget(flops=1e9), Budget(seconds=3)])
+def test_a_dense_size_is_given_only_at_equal_data(budget):
+    rows, records = world()
+    unequal = [replace(row, budget=budget) for row in rows]
+    assert frontier_of(records, unequal, "dense")["arms"]["mix"]["effective_size"] is None
+    rows = [replace(row, budget=Budget(steps=2)) if row.arm == "mix" else row for row in rows]
+    assert frontier_of(records, rows, "dense")["arms"]["mix"]["effective_size"] is None
+
+
 def verdict(**more):
     rows, records = world(**more)
     made = summarise("m", records, ["dense", "mix"], "dense", frontier=frontier_of(records, rows, "dense"))
@@ -100,7 +125,7 @@ def test_verdict_in_words():
     assert entry["verdict"].startswith("better: test loss -")
     assert "which dense models reach with 2." in entry["verdict"] or "which dense models reach with 1.9" in entry["verdict"]
     assert "n=6, Holm p=" in entry["verdict"]
-    assert entry["verdict"].endswith("no difference in time")
+    assert entry["verdict"].endswith("no difference in time [1.00, 1.00]")
     assert "a loss that no dense model of the ladder reaches (leverage above 4)" in verdict(loss=1.0)["verdict"]
     assert "the cheapest dense model of the ladder undercuts (leverage below 0.25)" in verdict(loss=5.0)["verdict"]
 

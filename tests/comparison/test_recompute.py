@@ -205,6 +205,11 @@ def test_report_again_and_across(done, monkeypatch, capsys):
     assert json.loads((folder / "results/across.json").read_text())["reference"] == summary["reference"]
     assert guarded(lambda: app(["report", "mime"], standalone_mode=False)) == 2
     assert "mine" in capsys.readouterr().err
+    for cell in (folder / "results/cells").iterdir():
+        record = json.loads((cell / "record.json").read_text())
+        write_json(cell / "record.json", {**record, "provenance": {**record["provenance"], "data_digest": "feed"}})
+    with pytest.raises(UsageError, match=r"'mine' and 'mine' are on the same data .digest feed., which counts once"):
+        across(["mine", "mine"], folder / "results")
     other = json.loads((folder / "results/mine/summary.json").read_text())
     write_json(folder / "results/other/summary.json", {**other, "reference": "switch"})
     with pytest.raises(UsageError, match="must have one reference"):

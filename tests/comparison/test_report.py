@@ -250,6 +250,46 @@ def test_figures_can_be_left_out_and_values_may_be_missing(tmp_path: Path) -> No
     assert figures_of({}, []) == []
 
 
+def words_of(path: Path, made: dict[str, Any]) -> str:
+    write_report(path / "report.html", made, records(), figures=False)
+    return "".join(parsed((path / "report.html").read_text(encoding="utf-8")).words)
+
+
+def test_what_intervals_are_is_said_as_it_is(tmp_path: Path) -> None:
+    assert "the 95% t-interval over pairs that share a seed, not adjusted for the number of arms" in words_of(
+        tmp_path, summary()
+    )
+    strict = words_of(tmp_path, {**summary(), "level": 0.01})
+    assert "the 99% t-interval over pairs" in strict
+    looked = words_of(tmp_path, {**summary(), "sequential": True})
+    assert "holds at every look, its level of 0.05 shared among the arms" in looked
+    assert "95% t-interval over pairs" not in looked
+
+
+def test_without_a_reference_nothing_is_held_against_one(tmp_path: Path) -> None:
+    words = words_of(tmp_path, {**summary(), "reference": None})
+    for absent in ("None", "Loss minus", "Holm p", "Leverage", "the ratio is to"):
+        assert absent not in words
+    assert "ratio is to dense" in words_of(tmp_path, summary())
+
+
+def test_tuning_steps_and_measured_flops_have_their_columns(tmp_path: Path) -> None:
+    made = summary()
+    made["arms"][ARMS[1]] |= {"steps": 321.0, "flops_per_example_measured": 7654321, "inference": {"1": 1e-3, "256": 2e-5}}
+    made["arms"][ARMS[2]]["inference"] = {"1": 3e-3}
+    made["tuned"] = {"dense": {"rate": 0.003, "validation": {"0.001": 1.5, "0.003": 1.25}, "edge": True, "flops": 4.4e9}}
+    best = {"settings": {"lr": 0.0123, "router.priority": "probability"}}
+    made["tuning"] = {ARMS[1]: {"complete": 7, "pruned": 2, "failed": 1, "flops": 5.5e9, "best": best}}
+    words = words_of(tmp_path, made)
+    assert {"321", "7.65e6", "4.4e9", "5.5e9"} <= set(parsed((tmp_path / "report.html").read_text(encoding="utf-8")).words)
+    assert "learning rate 0.003 of 0.001 (1.5), 0.003 (1.25); at the edge of what was tried" in words
+    assert "lr 0.0123, router.priority probability by 7 complete trials, 2 pruned, 1 failed" in words
+    assert "Inference, batch 1 / 256" in words
+    assert "1000 / 20" in words
+    assert "3000 / \u2013" in words, "a size that was not timed keeps its place"
+    assert "an arm that drops takes more steps" in words
+
+
 def test_what_earlier_runs_took_stands_beside_the_training_flops(tmp_path: Path) -> None:
     made = summary()
     made["arms"][ARMS[1]] |= {"flops_model": 1.5e12, "initial_flops": 3e11}

@@ -80,6 +80,7 @@ def test_isoflop_grid_spends_the_same_at_every_size(tmp_path):
     [
         (["arms=[switch]", "dense_ladder=[0.5]"], r"dense_ladder=\[0.5\] needs the reference 'dense' among the arms"),
         (["match.reference=switch", "dense_ladder=[0.5]"], "dense_ladder needs a dense reference; match.reference is 'switch'"),
+        (["isoflop=true", "budget.seconds=3"], "isoflop needs a budget in flops, steps or epochs; budget.seconds=3.0 has no FLOPs"),
         (["dense_ladder=[0.5,-1]"], r"dense_ladder\[1\]=-1.0 must be above 0"),
         (["budget_ladder=[0]"], r"budget_ladder\[0\]=0.0 must be above 0"),
         (["arms=[dense,{name: dense, label: dense@2, backbone.hidden: 65}]", "dense_ladder=[2]"], "two rows are labelled 'dense@2'"),
@@ -152,6 +153,24 @@ def test_seeds_are_added_where_a_pair_is_open_though_both_of_its_arms_are_settle
     assert seeds["switch"] == seeds["top2"] == seeds["dense"] > 5
     assert seeds["hash"] < seeds["switch"]
     assert done.summary["pairs"][0]["difference"]["n"] == seeds["switch"]
+
+
+def test_a_comparison_that_breaks_does_not_look_alive(tmp_path, monkeypatch):
+    ended = []
+
+    class Store(module.Tracker):
+        def finish(self, run_id, status="FINISHED", ended_at=None):
+            ended.append(status)
+
+    def broken(*given):
+        raise RuntimeError("no idea")
+
+    monkeypatch.setattr(module, "Tracker", Store)
+    monkeypatch.setattr(module, "run_jobs", pretended({}))
+    monkeypatch.setattr(module, "inference", broken)
+    with pytest.raises(RuntimeError, match="no idea"):
+        carry_out(planned(tmp_path))
+    assert ended == ["FAILED"]
 
 
 def test_no_seed_is_added_once_everything_is_settled(tmp_path, monkeypatch):

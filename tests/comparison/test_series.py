@@ -80,3 +80,15 @@ def test_one_figure_for_each_option_with_its_table():
     assert [label.get_text() for label in drawn[0].figure.axes[0].get_xticklabels()] == ["null", "2.0"]
     assert drawn[1].figure.axes[0].get_xscale() == "log"
     assert all(len(row) == len(drawn[0].table[0]) for row in drawn[0].table)
+
+
+def test_an_arm_that_failed_lends_its_name_to_no_other_line():
+    points = [{"name": name, "options": ["top_k"], "points": [{"arm": name, "at": [1]}]} for name in ("gone", "here")]
+    arms = {"dense": ARM, "gone": ARM | {"loss": None}, "here": ARM}
+    (drawn,) = series({"arms": arms, "reference": "dense", "series": points})
+    (legend,) = drawn.figure.legends
+    shown = {text.get_text(): line.get_color() for text, line in zip(legend.get_texts(), legend.get_lines(), strict=True)}
+    assert list(shown) == ["here", "dense"]
+    assert shown["here"] == drawn.figure.axes[0].get_lines()[0].get_color()
+    (alone,) = series({"arms": arms, "reference": None, "series": points})
+    assert alone.table[0][5] == "change_from_reference"
