@@ -16,6 +16,7 @@ import torch
 
 from baselines.single import SingleBackbone
 from baselines.task import Batch
+from routelab.analysis.precision import PRECISIONS, in_precision, usual
 from routelab.analysis.rivals import MIXTURE, rivals_of
 from routelab.analysis.runs import TrainedRun
 from routelab.analysis.stopwatch import Stopwatch, clock_of, timed_parts
@@ -61,12 +62,13 @@ class Timed:
 class Settings:
     """sizes: of the batches, in examples. rounds: in each, all models take a turn. longest: seconds of one pass beyond which a
     model is not timed in larger batches. cpu_time: on one thread, whose time at work is counted instead of the time that passes,
-    for a machine that does other work too."""
+    for a machine that does other work too. precision: of `PRECISIONS`; None is the device's `usual` one."""
 
     sizes: Sequence[int] = SIZES
     rounds: int = ROUNDS
     longest: float = LONGEST
     cpu_time: bool = False
+    precision: str | None = None
 
 
 def clock(
@@ -93,12 +95,13 @@ def clock(
 
 def _clock(run: TrainedRun, settings: Settings, device: torch.device, watch: Callable[[float], None]) -> dict[str, Any]:
     spec, task = spec_of(run.record), run.data.task
-    arms = {MIXTURE: run.arm, **rivals_of(spec, task, device)}
+    precision = settings.precision or usual(device)
+    arms = {name: in_precision(arm, precision) for name, arm in {MIXTURE: run.arm, **rivals_of(spec, task, device)}.items()}
     reason = _undecodable(run.arm)
     found: dict[str, Any] = {
         "run": {key: run.record.get(key) for key in ("arm", "seed", "data")} | {"folder": str(run.folder), "mlflow": run.run_id},
         "machine": {"device": str(device), "name": _name_of(device), "threads": torch.get_num_threads(),
-                    "torch": torch.__version__, "precision": "float32",
+                    "torch": torch.__version__, "precision": precision,
                     "clock": "cpu time" if settings.cpu_time else "wall"},
         "arms": {
             name: {"flops_per_example": arm.flops_per_example(), "total_params": arm.total_params, "active_params": arm.active_params,
@@ -125,6 +128,8 @@ def _at(
     device = next(run.arm.parameters()).device
     now = clock_of(device, settings.cpu_time)
     batch = run.data.test.select(torch.arange(size) % len(run.data.test)).to(device)
+    if batch.inputs.is_floating_point():
+        batch = replace(batch, inputs=batch.inputs.to(PRECISIONS[found["machine"]["precision"]]))
     timed: dict[str, Timed] = {}
     for name, arm in list(left.items()):
         smaller = [row for row in found["rows"] if (row["mode"], row["arm"]) == (mode, name)]

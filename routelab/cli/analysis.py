@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from routelab.cli.screen import console, number_of, watching
-from routers.errors import UsageError
+from routers.errors import UsageError, unknown
 
 
 def analyze(run: str, uri: str, output: str | None, examples: int | None, as_json: bool) -> None:
@@ -39,17 +39,17 @@ def analyze(run: str, uri: str, output: str | None, examples: int | None, as_jso
     out.print(f"Page: {written[0]}")
 
 
-def clock(
-    run: str, uri: str, output: str | None, sizes: str, rounds: int, longest: float, cpu_time: bool, as_json: bool
-) -> None:
-    """Time one run against dense models, and leave numbers and figures; as artifacts too where the run was found in MLflow."""
+def clock(run: str, uri: str, output: str | None, sizes: str, options: Any, as_json: bool) -> None:
+    """Time one run against dense models, and leave numbers and figures; as artifacts too where the run was found in MLflow. options:
+    `routelab.analysis.clock.Settings` by name."""
     wanted = _whole_numbers("--sizes", sizes, "1,16,256")
-    for option, value in (("--rounds", rounds), ("--longest", longest)):
-        if not value > 0:
-            raise UsageError(f"{option} is {value}; it must be above 0")
+    for option in ("rounds", "longest"):
+        if not options[option] > 0:
+            raise UsageError(f"--{option} is {options[option]}; it must be above 0")
     from routelab.analysis.clock import Settings, clock
     from routelab.analysis.clock_figures import figures_of, machine, table
     from routelab.analysis.clock_words import sentences
+    from routelab.analysis.precision import PRECISIONS
     from routelab.analysis.runs import open_run
     from routelab.comparison.compare import check_writable
     from routelab.comparison.figures import save_figures
@@ -58,11 +58,13 @@ def clock(
     from routelab.training.stored import leave
 
     out = console(quiet=as_json)
+    if options["precision"] not in (None, *PRECISIONS):
+        raise unknown("--precision", options["precision"], PRECISIONS)
     opened = open_run(run, uri)
     folder = Path(output) if output else opened.folder / "clock"
     check_writable(folder)
     with watching(out) as show:
-        found = clock(opened, Settings(wanted, rounds, longest, cpu_time), lambda share: show(0, 1, share))
+        found = clock(opened, Settings(wanted, **options), lambda share: show(0, 1, share))
     found["sentences"] = sentences(found)
     places = [folder / "clock.json", folder / "clock.csv", folder / "figures"]
     write_json(places[0], found)

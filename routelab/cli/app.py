@@ -236,6 +236,7 @@ def clock_command(
     cpu_time: Annotated[
         bool, typer.Option("--cpu-time", help="On one thread, whose time at work is counted: for a busy machine.")
     ] = False,
+    precision: Annotated[str | None, typer.Option(help="float32 or bfloat16 (on a GPU bfloat16, else float32).")] = None,
     as_json: AsJson = False,
 ) -> None:
     """When a mixture is slower although it computes less: latency against dense models of equal FLOPs and of equal parameters.
@@ -244,7 +245,8 @@ def clock_command(
     """
     from routelab.cli.analysis import clock
 
-    clock(run, uri, output, sizes, rounds, longest, cpu_time, as_json)
+    options = {"rounds": rounds, "longest": longest, "cpu_time": cpu_time, "precision": precision}
+    clock(run, uri, output, sizes, options, as_json)
 
 
 @app.command(name="serve-cost")

@@ -9,18 +9,21 @@ import pytest
 import torch
 from scipy import stats
 
+from baselines.contract import ArmSpec, make_arm
 from experts.bank import ExpertBank
 from experts.kinds import FeedForward
 from experts.mixture import MixtureLayer
 from routelab.analysis.clock import WHOLE, Settings, _warm, clock
 from routelab.analysis.clock_figures import figures_of, table
 from routelab.analysis.clock_words import sentences
+from routelab.analysis.precision import in_precision
 from routelab.analysis.rivals import EQUAL_FLOPS, EQUAL_PARAMETERS, MIXTURE
 from routelab.analysis.runs import open_run
 from routelab.analysis.stopwatch import PARTS, Stopwatch, timed_parts
 from routelab.cli.app import app, guarded
 from routelab.comparison.single import train
 from routelab.comparison.statistics import median_interval
+from routelab.data.contract import load
 from routers.registry import build_router
 
 
@@ -121,6 +124,28 @@ def test_sentences_say_when_a_mixture_is_slower_although_it_computes_less():
     ]
 
 
+@pytest.mark.parametrize("data", ["digits", "peterson_barney"])
+@pytest.mark.parametrize("router", ["topk", "deepseek", "soft", "expert_choice", "relu"])
+def test_a_model_in_bfloat16_chooses_in_float32(data, router):
+    """Its outputs are those of float32 to the two or three digits that it has, but where two experts tie, and its router's
+    weights are left alone."""
+    task, given = (loaded := load(data)).task, loaded.test.select(slice(0, 32))
+    widths = {"d_model": 16, "depth": 2, "heads": 2}
+    leak = {"allow_leak": True} if router in ("soft", "expert_choice") else {}
+    arm = make_arm(ArmSpec(router, widths, {"count": 4, "hidden": 16}, leak), task, 0).eval()
+    half = in_precision(arm, "bfloat16")
+    assert {value.dtype for name, value in half.named_parameters() if ".router." not in name} == {torch.bfloat16}
+    assert {value.dtype for value in arm.parameters()} == {torch.float32}, "the model itself is as it was"
+    for layer, other in zip(arm.mixtures, half.mixtures, strict=True):
+        for name, value in layer.router.state_dict().items():
+            assert torch.equal(value, other.router.state_dict()[name])
+    with torch.inference_mode():
+        inputs = given.inputs.bfloat16()
+        outputs, wanted = half.network(inputs, given.mask)[0], arm.network(inputs.float(), given.mask)[0]
+    assert (outputs.float() - wanted).abs().mean() < 0.05 * wanted.abs().mean()
+    assert outputs.dtype == torch.bfloat16
+
+
 def test_figures_and_table_hold_every_row():
     latency, shares = figures_of(FOUND)
     assert len(table(FOUND)) == len(latency.table) == len(shares.table) == 7
@@ -164,6 +189,9 @@ def test_a_run_on_the_clock_from_end_to_end(tmp_path, capsys):
     assert (output / "figures/latency.png").read_bytes()[:4] == b"\x89PNG"
     assert (output / "figures/parts.csv").is_file()
     assert found["stopped"] == []
+    # In bfloat16, whole examples and token by token.
+    half = clock(open_run(str(run), None), Settings([4], 6, precision="bfloat16"))
+    assert (half["machine"]["precision"], half["stopped"], len(half["rows"])) == ("bfloat16", [], 6)
     # The same run, where no pass may take any time at all: there is a table without rows, and the sentences say why.
     command = ["clock", str(run), "--sizes", "1", "--longest", "1e-9", "--output", str(output)]
     assert guarded(lambda: app(command, standalone_mode=False)) == 0
@@ -202,6 +230,7 @@ def test_memory_that_is_out_ends_a_model_and_a_broken_kernel_ends_the_clock(erro
     [
         (["--sizes", "1,x"], "--sizes is '1,x'; it must be whole numbers of at least 1, such as 1,16,256"),
         (["--rounds", "0"], "--rounds is 0; it must be above 0"),
+        (["--precision", "bf16"], "--precision 'bf16'"),
         (["--uri", "sqlite:///none.db"], "there is no such store"),
     ],
 )

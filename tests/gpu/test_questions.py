@@ -79,6 +79,7 @@ def test_analyze_finds_what_the_cpu_finds(runs, router, device):
 def test_a_clock_times_the_device(runs, router, device):
     found = clock(runs(router), Settings(sizes=(1, 16), rounds=6))
     assert found["machine"]["device"] == str(device)
+    assert found["machine"]["precision"] == ("bfloat16" if device.type == "cuda" else "float32")
     assert not found["stopped"]
     modes = {row["mode"] for row in found["rows"]}
     assert modes == ({WHOLE} if router == "soft" else {WHOLE, TOKEN})
