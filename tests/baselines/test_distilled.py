@@ -16,7 +16,6 @@ from routelab.comparison.cells import cell_key
 from routelab.comparison.inference import trained
 from routelab.data.contract import load
 from routelab.training.loop import RunSpec, execute
-from routelab.training.module import TrainingModule
 from routelab.training.settings import Budget, Optimizer, TrainerOptions
 from routers.errors import UsageError
 
@@ -156,26 +155,14 @@ def test_without_weight_it_is_the_data_alone_to_the_bit(tmp_path):
 
 
 @pytest.mark.parametrize("step", [1, 4])
-def test_cut_off_and_resumed_it_is_the_same_run(tmp_path, monkeypatch, step):
+def test_cut_off_and_resumed_it_is_the_same_run(tmp_path, power_cut, result, step):
     spec, data = digits_run(tmp_path)
     whole = execute(spec, data=data)
-    real = TrainingModule._optimizer_step
-
-    class PowerCutError(BaseException):
-        pass
-
-    def until(self, share):
-        if self.step == step:
-            raise PowerCutError
-        real(self, share)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(TrainingModule, "_optimizer_step", until)
-        with pytest.raises(PowerCutError):
-            execute(spec, data=data, folder=tmp_path / "run", key="k")
+    with power_cut(step):
+        execute(spec, data=data, folder=tmp_path / "run", key="k")
     again = execute(spec, data=data, folder=tmp_path / "run", key="k")
     assert again.record["resumed_at"] == step
-    assert again.record["test"] == whole.record["test"]
+    assert result(again) == result(whole)
     for name, value in whole.arm.state_dict().items():
         assert torch.equal(again.arm.state_dict()[name], value), name
 

@@ -18,7 +18,6 @@ from routelab.backbones.contract import InputSpec
 from routelab.data.contract import DataSet, load
 from routelab.training.flops import counter_formulas
 from routelab.training.loop import RunSpec, execute
-from routelab.training.module import TrainingModule
 from routelab.training.settings import Budget, Optimizer, TrainerOptions
 from routers.errors import UsageError
 
@@ -228,33 +227,13 @@ def test_one_specialist_on_everything_is_the_dense_arm(data):
     assert one.record["test"]["loss"] == pytest.approx(dense.record["test"]["loss"], rel=1e-6)
 
 
-def result(run):
-    apart = ("resumed_at", "shared_steps", "memory", "seconds", "seconds_total")
-    record = {key: value for key, value in run.record.items() if key not in apart}
-    record["curve"] = [{key: value for key, value in point.items() if key != "seconds"} for point in record["curve"]]
-    return record
-
-
-class PowerCutError(BaseException):
-    """No exception, which the loop would put down to the arm."""
-
-
 @pytest.mark.parametrize("step", [4, 9, 17])
-def test_a_run_cut_off_in_any_stage_is_the_run_that_was_not(monkeypatch, data, tmp_path, step):
+def test_a_run_cut_off_in_any_stage_is_the_run_that_was_not(power_cut, result, data, tmp_path, step):
     run_spec = spec("router", seed_share=0.4, router_share=0.3)
     whole = execute(run_spec, data=data)
     assert whole.record["status"] == "ok", whole.record["error"]
-    real = TrainingModule._optimizer_step
-
-    def until(self, share):
-        if self.step == step:
-            raise PowerCutError
-        real(self, share)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(TrainingModule, "_optimizer_step", until)
-        with pytest.raises(PowerCutError):
-            execute(run_spec, data=data, folder=tmp_path, key="k")
+    with power_cut(step):
+        execute(run_spec, data=data, folder=tmp_path, key="k")
     again = execute(run_spec, data=data, folder=tmp_path, key="k")
     assert again.record["resumed_at"] == step
     assert result(again) == result(whole)
@@ -262,7 +241,7 @@ def test_a_run_cut_off_in_any_stage_is_the_run_that_was_not(monkeypatch, data, t
         assert torch.equal(again.arm.state_dict()[name], value), name
 
 
-def test_a_training_in_common_gives_what_each_would_come_to_alone(data, tmp_path):
+def test_a_training_in_common_gives_what_each_would_come_to_alone(result, data, tmp_path):
     steps = []
     for combine in ("uniform", "oracle", "posterior", "weights"):
         shared = execute(spec(combine, seed_share=0.5), data=data, common=(tmp_path, "k"))

@@ -1,7 +1,5 @@
 """One run of two processes for every built-in router: a step with half of each batch is a step with the whole."""
 
-import importlib
-import sys
 from pathlib import Path
 
 import pytest
@@ -63,19 +61,14 @@ class ProductOfMeans(Router):
 
 
 @pytest.mark.long
-def test_two_processes_equal_one(tmp_path, monkeypatch):
+def test_two_processes_equal_one(importable):
     """All routers at once, the example's, and three made for it: a count that is not named in `counts`, one that is, a product
     of means."""
-    (tmp_path / "routers_of_a_group.py").write_text(BROKEN)
-    monkeypatch.syspath_prepend(tmp_path)
-    made = importlib.import_module("routers_of_a_group")
-    try:
-        own = {"biased": (made.Biased, {}), "summed": (made.Summed, {}), "product": (made.ProductOfMeans, {})}
-        with only_for_now(ROUTERS):
-            load_plugin(STEADY)
-            found = check_in_processes({**cases(), **own, "steady": ("steady", {})}, [STEADY])
-    finally:
-        del sys.modules["routers_of_a_group"]
+    made = importable("routers_of_a_group", BROKEN)
+    own = {"biased": (made.Biased, {}), "summed": (made.Summed, {}), "product": (made.ProductOfMeans, {})}
+    with only_for_now(ROUTERS):
+        load_plugin(STEADY)
+        found = check_in_processes({**cases(), **own, "steady": ("steady", {})}, [STEADY])
     assert found["biased"].failed
     assert found["biased"].detail.startswith("two processes and one, bias: off by")
     assert found["product"].failed

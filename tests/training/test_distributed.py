@@ -1,7 +1,5 @@
 """Two processes with half of each batch give what one process with the whole batch gives."""
 
-import importlib
-import sys
 from dataclasses import replace
 
 import pytest
@@ -158,12 +156,8 @@ def fails(tell):
 
 
 @pytest.fixture
-def tasks(tmp_path, monkeypatch):
-    """A module that new processes can import: they are given this one's sys.path."""
-    (tmp_path / "tasks_of_a_group.py").write_text(TASKS)
-    monkeypatch.syspath_prepend(tmp_path)
-    yield importlib.import_module("tasks_of_a_group")
-    del sys.modules["tasks_of_a_group"]
+def tasks(importable):
+    return importable("tasks_of_a_group", TASKS)
 
 
 def test_losses_of_unequal_halves_average_to_the_loss_of_the_whole(tasks):

@@ -16,7 +16,7 @@ from baselines.contract import Arm, ArmSpec, Flops, Prediction, Stage, StepLoss,
 from baselines.registry import BASELINES
 from routelab.data.contract import load
 from routelab.training.loop import RunSpec, execute
-from routelab.training.module import Observer, TrainingModule
+from routelab.training.module import Observer
 from routelab.training.settings import Budget, Optimizer, TrainerOptions
 from routelab.training.state import FILE, Checkpoint
 from routers.registry import only_for_now
@@ -35,43 +35,23 @@ def spec(name="switch", **changes):
     return replace(made, **changes)
 
 
-def result(run):
-    """Everything of a record that a resumed run must reproduce: all but the clock, the process's memory and the way it came
-    about."""
-    apart = ("resumed_at", "memory")
-    record = {key: value for key, value in run.record.items() if not key.startswith("seconds") and key not in apart}
-    record["curve"] = [{key: value for key, value in point.items() if key != "seconds"} for point in record["curve"]]
-    return record
+@pytest.fixture
+def resumed(power_cut, data, tmp_path):
+    """A run that was cut off before a step, and went on."""
 
+    def run(made, step):
+        with power_cut(step):
+            execute(made, data=data, folder=tmp_path, key="k")
+        return execute(made, data=data, folder=tmp_path, key="k")
 
-class PowerCutError(BaseException):
-    """The power goes off: no exception, which the loop would put down to the arm."""
-
-
-def cut_at(monkeypatch, step):
-    real = TrainingModule._optimizer_step
-
-    def until(self, share):
-        if self.step == step:
-            raise PowerCutError
-        real(self, share)
-
-    monkeypatch.setattr(TrainingModule, "_optimizer_step", until)
-
-
-def resumed(monkeypatch, data, folder, made, step):
-    with monkeypatch.context() as patch:
-        cut_at(patch, step)
-        with pytest.raises(PowerCutError):
-            execute(made, data=data, folder=folder, key="k")
-    return execute(made, data=data, folder=folder, key="k")
+    return run
 
 
 @pytest.mark.parametrize("step", [1, 3, 4, 8])
-def test_cut_anywhere(monkeypatch, data, tmp_path, step):
+def test_cut_anywhere(resumed, result, data, step):
     """Steps 3 and 6 end with a check; 1, 4 and 8 lie inside a chunk."""
     whole = execute(spec(), data=data)
-    again = resumed(monkeypatch, data, tmp_path, spec(), step)
+    again = resumed(spec(), step)
     assert again.record["resumed_at"] == step
     assert [[len(loads) for loads in layers] for layers in again.record["load"]] == [[4]] * 3
     assert result(again) == result(whole)
@@ -85,32 +65,30 @@ NAMES = (
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_arm(monkeypatch, data, tmp_path, name):
+def test_every_arm(resumed, result, data, name):
     whole = execute(spec(name), data=data)
-    assert result(resumed(monkeypatch, data, tmp_path, spec(name), 4)) == result(whole)
+    assert result(resumed(spec(name), 4)) == result(whole)
 
 
-def test_budgets_in_flops_and_cut_twice(monkeypatch, data, tmp_path):
+def test_budgets_in_flops_and_cut_twice(power_cut, resumed, result, data, tmp_path):
     made = spec(budget=Budget(flops=3e7))
     whole = execute(made, data=data)
     assert whole.record["steps"] > 6
-    with monkeypatch.context() as patch:
-        cut_at(patch, 2)
-        with pytest.raises(PowerCutError):
-            execute(made, data=data, folder=tmp_path, key="k")
-    assert result(resumed(monkeypatch, data, tmp_path, made, 5)) == result(whole)
+    with power_cut(2):
+        execute(made, data=data, folder=tmp_path, key="k")
+    assert result(resumed(made, 5)) == result(whole)
 
 
-def test_state_of_routers(monkeypatch, data, tmp_path):
+def test_state_of_routers(resumed, result, data):
     """Buffers that `update` moves after each step (biases, multipliers) are part of the state."""
     whole = execute(spec("deepseek"), data=data)
     assert whole.arm.mixtures[0].router.bias.any()
-    assert result(resumed(monkeypatch, data, tmp_path, spec("deepseek"), 4)) == result(whole)
+    assert result(resumed(spec("deepseek"), 4)) == result(whole)
 
 
 @pytest.mark.parametrize("step", [2, 5, 6, 8])
-def test_stages(monkeypatch, data, tmp_path, step):
-    """PowerCutError in either stage: what is frozen, and the optimizer's moments, come back."""
+def test_stages(resumed, result, data, step):
+    """Cut in either stage: what is frozen, and the optimizer's moments, come back."""
     with only_for_now(BASELINES):
 
         @register_baseline("staged")
@@ -141,7 +119,7 @@ def test_stages(monkeypatch, data, tmp_path, step):
 
         whole = execute(spec("staged"), data=data)
         assert whole.record["status"] == "ok", whole.record["error"]
-        again = resumed(monkeypatch, data, tmp_path, spec("staged"), step)
+        again = resumed(spec("staged"), step)
         assert again.record["error"] is None
         assert result(again) == result(whole)
 
@@ -150,7 +128,7 @@ def test_stages(monkeypatch, data, tmp_path, step):
     ("name", "step"),
     [(name, step) for name in ("adaboost", "gradient_boosting", "snapshot") for step in (1, 6, 16)] + [("stacking", 16)],
 )
-def test_ensembles_in_stages(monkeypatch, data, tmp_path, name, step):
+def test_ensembles_in_stages(resumed, result, data, name, step):
     """Cut in the first stage, at the end of one, and in a later one: weights, scores, steps and what is frozen come back."""
     rounds = {"adaboost": 3, "gradient_boosting": 3}.get(name, 1)
     arm = ArmSpec(name, {"name": "mlp", "d_model": 8, "depth": 1}, {}, {}, {"members": 3})
@@ -158,19 +136,17 @@ def test_ensembles_in_stages(monkeypatch, data, tmp_path, name, step):
     whole = execute(made, data=data)
     assert whole.record["status"] == "ok", whole.record["error"]
     assert whole.record["steps"] == 18
-    again = resumed(monkeypatch, data, tmp_path, made, step)
+    again = resumed(made, step)
     assert again.record["resumed_at"] == step
     assert result(again) == result(whole)
     for key, value in whole.arm.state_dict().items():
         assert torch.equal(again.arm.state_dict()[key], value), key
 
 
-def test_another_runs_state_is_not_taken(monkeypatch, data, tmp_path):
+def test_another_runs_state_is_not_taken(power_cut, result, data, tmp_path):
     whole = execute(spec(), data=data)
-    with monkeypatch.context() as patch:
-        cut_at(patch, 4)
-        with pytest.raises(PowerCutError):
-            execute(spec("dense"), data=data, folder=tmp_path, key="another")
+    with power_cut(4):
+        execute(spec("dense"), data=data, folder=tmp_path, key="another")
     again = execute(spec(), data=data, folder=tmp_path, key="k")
     assert again.record["resumed_at"] is None
     assert result(again) == result(whole)
@@ -204,17 +180,15 @@ def test_a_full_disk_costs_the_way_back_only(data, tmp_path, monkeypatch):
     assert not (tmp_path / FILE).exists()
 
 
-def test_the_observer_hears_every_point_once_more(monkeypatch, data, tmp_path):
+def test_the_observer_hears_every_point_once_more(power_cut, data, tmp_path):
     heard = []
 
     class Listener(Observer):
         def point(self, point):
             heard.append(point["step"])
 
-    with monkeypatch.context() as patch:
-        cut_at(patch, 7)
-        with pytest.raises(PowerCutError):
-            execute(spec(), data=data, folder=tmp_path, key="k", observer=Listener())
+    with power_cut(7):
+        execute(spec(), data=data, folder=tmp_path, key="k", observer=Listener())
     assert heard == [3, 6]
     execute(spec(), data=data, folder=tmp_path, key="k", observer=Listener())
     assert heard == [3, 6, 3, 6, 9]
