@@ -67,8 +67,8 @@ class AdaBoost(StageWise):
         for name in ("alpha", "error"):
             self.register_buffer(name, torch.zeros(self.count))
         self._done = False
-        if not self.options.shrinkage > 0:
-            raise ValueError(f"shrinkage is {self.options.shrinkage}; it must be above 0")
+        if not 0 < self.options.shrinkage < math.inf:
+            raise ValueError(f"shrinkage is {self.options.shrinkage}; it must be above 0 and finite")
 
     def check(self, task: Task) -> None:
         if task.kind == "language":

@@ -40,6 +40,8 @@ class Reference(Arm):
 
     def build(self, task: Task, seed: int, *, sizing: bool = False) -> None:
         whole("members", self.options.members)
+        if getattr(self.options, "depth", None) is not None:
+            whole("depth", self.options.depth)
         if task.kind == "language":
             raise ValueError("trees need an example's numbers and one target for it; language models predict every byte")
         if task.kind == "regression" and self.targets is not None and task.outputs > self.targets:

@@ -192,7 +192,10 @@ class Routed(SingleBackbone):
         if not self.mixtures:
             raise ValueError(f"backbone.moe_every is {self.every}, more than there are layers, so none is routed")
         self.loss_weights()
-        if self.leaks is not None and not self.spec.router.get("allow_leak", False):
+        allowed = self.spec.router.get("allow_leak")
+        if allowed is not None and not isinstance(allowed, bool):
+            raise ValueError(f"router.allow_leak is {allowed!r}; it must be true or false")
+        if self.leaks is not None and not allowed:
             raise UsageError(self._refusal(task))
 
     def _refusal(self, task: Task) -> str:

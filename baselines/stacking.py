@@ -5,6 +5,7 @@ Axes: L members, J folds, N training examples, B examples of a batch, K outputs,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -59,8 +60,8 @@ class Stacking(MemberArm):
         self.folds = whole("folds", self.options.folds)
         if self.folds < 2:
             raise ValueError("folds is 1; it must be at least 2, for examples that a member was not trained on")
-        if not self.options.penalty > 0:
-            raise ValueError(f"penalty is {self.options.penalty}; it must be above 0")
+        if not 0 < self.options.penalty < math.inf:
+            raise ValueError(f"penalty is {self.options.penalty}; it must be above 0 and finite")
         super().build(task, seed, sizing=sizing)
         self.register_buffer("weight", torch.zeros(self.count * task.outputs, task.outputs))
         self.register_buffer("bias", torch.zeros(task.outputs))

@@ -5,6 +5,7 @@ Axes: B examples, S positions, L positions that are cached already, D features, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -52,8 +53,8 @@ class Decoder(Backbone):
             raise ValueError(f"heads is {heads}; d_model ({d_model}) must be an even multiple of it, for rotary pairs")
         if tied and outputs != inputs.vocab_size:
             raise ValueError(f"tied is true; the {outputs} outputs must then be the vocabulary of {inputs.vocab_size}")
-        if not rotary_base > 1:
-            raise ValueError(f"rotary_base is {rotary_base}; it must be above 1")
+        if not 1 < rotary_base < math.inf:
+            raise ValueError(f"rotary_base is {rotary_base}; it must be above 1 and finite")
         self.d_model, self.positions, self.vocab_size = d_model, inputs.shape[0], inputs.vocab_size
         self.rotary_base = rotary_base
         self.embedding = nn.Parameter(torch.zeros(self.vocab_size, d_model))
@@ -94,6 +95,9 @@ class Decoder(Backbone):
             if routing is not None:
                 routings.append(routing)
         return F.linear(self.norm(hidden), self.embedding if self.head is None else self.head), routings
+
+    def token_embeddings(self) -> Tensor:
+        return self.embedding
 
     def caches(self) -> list[KeyValues]:
         """Empty caches, one per block, for `forward`."""

@@ -260,6 +260,7 @@ def test_language_loss_by_hand():
         ({"heads": 16}, "heads is 16; d_model"),
         ({"depth": 0}, "depth is 0"),
         ({"rotary_base": 1.0}, "rotary_base is 1.0"),
+        ({"rotary_base": float("inf")}, "rotary_base is inf; it must be above 1 and finite"),
     ],
 )
 def test_wrong_options(options, message):

@@ -91,6 +91,8 @@ def test_routers_that_mix_examples_are_refused(name):
     assert "backbone=tokens" in text
     assert "allow_leak" in text
     assert "\n" not in text
+    with pytest.raises(UsageError, match="router.allow_leak is 'no'; it must be true or false"):
+        arm_of(name, allow_leak="no")
 
 
 @pytest.mark.parametrize("name", REFUSED)

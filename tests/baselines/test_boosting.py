@@ -362,6 +362,7 @@ def test_a_first_member_that_guesses_fails_the_run():
     ("name", "kind", "options", "message"),
     [
         ("adaboost", "classification", {"shrinkage": 0.0}, "shrinkage is 0.0; it must be above 0"),
+        ("adaboost", "classification", {"shrinkage": float("inf")}, "shrinkage is inf; it must be above 0 and finite"),
         ("gradient_boosting", "classification", {"subsample": 1.5}, "subsample is 1.5; it must be above 0 and at most 1"),
     ],
 )

@@ -60,6 +60,17 @@ def test_clusters_are_those_of_the_embeddings_at_initialisation():
     assert torch.equal(result.routings[0].plan.expert.view(5, S), router.table[ids])
 
 
+@pytest.mark.parametrize("sizing", [True, False])
+def test_the_decoder_offers_its_embeddings(sizing):
+    task = Task("bytes", "language", InputSpec("text", (S,), V), V)
+    spec = ArmSpec("hash", {"name": "decoder", "d_model": D, "depth": 1, "heads": 2}, {"count": E}, {"method": "clusters"})
+    arm = make_arm(spec, task, 0, sizing=sizing)
+    if not sizing:
+        router = arm.mixtures[0].router
+        start = arm.network.embedding.detach().double().numpy()
+        assert router.table.tolist() == KMeans(E, n_init=4, random_state=router.cluster_seed).fit_predict(start).tolist()
+
+
 @pytest.mark.parametrize("method", ["clusters", "dispersed"])
 def test_tables_follow_the_seed(method):
     same, again, other = (hash_arm(method, seed).mixtures[0].router.table for seed in (0, 0, 1))

@@ -68,6 +68,11 @@ def test_several_values_are_learned_or_refused(name):
     assert arm.figures(batch) == ({}, None)
 
 
+def test_a_tree_has_a_depth():
+    with pytest.raises(UsageError, match="depth is 0; it must be a whole number of at least 1"):
+        make_arm(ArmSpec("sk_bagging", options={"depth": 0}), load("digits").task, 0)
+
+
 def test_a_single_tree():
     data = load("digits")
     run = run_of("sk_bagging", data, {"members": 1, "bootstrap": False})

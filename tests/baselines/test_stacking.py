@@ -117,7 +117,12 @@ def test_regression_too():
 
 
 @pytest.mark.parametrize(
-    ("options", "message"), [({"folds": 1}, "folds is 1; it must be at least 2"), ({"penalty": 0.0}, "penalty is 0.0")]
+    ("options", "message"),
+    [
+        ({"folds": 1}, "folds is 1; it must be at least 2"),
+        ({"penalty": 0.0}, "penalty is 0.0"),
+        ({"penalty": float("inf")}, "penalty is inf; it must be above 0 and finite"),
+    ],
 )
 def test_usage_errors(options, message):
     with pytest.raises(UsageError, match=message):
