@@ -74,8 +74,8 @@ def load_plugin(spec: str) -> None:
             except BaseException:
                 del sys.modules[name]
                 raise
-        else:
-            importlib.import_module(spec)
+        elif getattr(importlib.import_module(spec), "__file__", None) is None:
+            raise UsageError(f"plugin {spec!r} is a folder without code; name a .py file, or a module")
     except UsageError:
         raise
     except (Exception, SystemExit) as error:

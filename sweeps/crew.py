@@ -57,11 +57,13 @@ class Crew:
         """
         if finished != self._told:
             self._deaths, self._told = 0, finished
-        while not self._words.empty():
+        ended = [process for process in self._processes.values() if not process.is_alive()]
+        # Asked after that: a worker says what is wrong before it ends.
+        if not self._words.empty():
             kind, text = self._words.get()
             raise {"usage": UsageError, "storage": StorageError}.get(kind, RuntimeError)(text)
         for number, process in list(self._processes.items()):
-            if process.is_alive():
+            if process not in ended:
                 continue
             process.join()
             del self._processes[number]

@@ -55,10 +55,12 @@ def best_yaml(studies: Studies) -> str:
     """The comparison of the best settings, as `sweep run` ends with, in a file of its own."""
     from dataclasses import asdict
 
+    from routelab.training.config import resolve
     from sweeps.final import final_config
-    from sweeps.sweep import open_sweep
+    from sweeps.sweep import Sweep
 
-    config = asdict(final_config(open_sweep(studies), studies))
+    # Settings may be written down by other code than found them.
+    config = asdict(final_config(Sweep(resolve(studies.config)), studies))
     for key in (
         "study",
         "storage",

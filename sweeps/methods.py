@@ -58,16 +58,34 @@ _LOOKS = 5
 
 def named(value: Any, key: str) -> tuple[str, dict[str, Any]]:
     """`tpe`, or a mapping with a name and options."""
-    if isinstance(value, Mapping):
-        options = {str(name): each for name, each in value.items()}
-        value = options.pop("name", None)
-    else:
-        options = {}
-    if not isinstance(value, str):
+    options = {str(name): each for name, each in value.items()} if isinstance(value, Mapping) else {"name": value}
+    name = options.pop("name", None)
+    if not isinstance(name, str):
         raise UsageError(f"{key}={value!r} must be a name, or keys and values with a `name`")
-    return value.lower().replace("-", "_").replace("__", "_") if key == "pruner" else _ALIASES.get(
-        value.lower(), value.lower()
-    ), options
+    name = name.lower()
+    return name.replace("-", "_").replace("__", "_") if key == "pruner" else _ALIASES.get(name, name), options
+
+
+_IN_WORDS = {
+    "bool": "true or false",
+    "int": "a whole number of at least 0",
+    "float": "a number",
+    "str": "a word",
+    "None": "null",
+}
+
+
+def _plain_options(sampler: Any) -> dict[str, list[str]]:
+    """The options of a sampler that a configuration can write, and the names of their types."""
+    found = {name: str(each.annotation).split(" | ") for name, each in inspect.signature(sampler.__init__).parameters.items()}
+    return {name: kinds for name, kinds in found.items() if name not in ("self", "seed") and set(kinds) <= set(_IN_WORDS)}
+
+
+def _is_a(kind: str, value: Any) -> bool:
+    if kind in ("int", "float"):
+        number = isinstance(value, int if kind == "int" else (int, float)) and not isinstance(value, bool)
+        return number and (kind == "float" or value >= 0)
+    return value is None if kind == "None" else isinstance(value, bool if kind == "bool" else str)
 
 
 @dataclass(frozen=True)
@@ -87,14 +105,12 @@ class SamplerChoice:
         if objectives > 1 and name in _SINGLE:
             able = ", ".join(each for each in SAMPLERS if each not in _SINGLE)
             raise UsageError(f"sampler={name} takes one objective, and objectives has {objectives}; these take several: {able}")
-        known = [
-            each
-            for each in inspect.signature(SAMPLERS[name].__init__).parameters
-            if each not in ("self", "seed", "search_space")
-        ]
-        for option in options:
+        known = _plain_options(SAMPLERS[name])
+        for option, given in options.items():
             if option not in known:
                 raise unknown(f"option of sampler {name!r}", option, known)
+            if not any(_is_a(each, given) for each in known[option]):
+                raise UsageError(f"sampler.{option}={given!r} must be {' or '.join(map(_IN_WORDS.__getitem__, known[option]))}")
         choice = cls(name, options, seed)
         try:
             choice.make("", 0, {})

@@ -109,12 +109,13 @@ def tune(sweep: Sweep, studies: Studies, watch: Watch, mirror: Mirror) -> dict[s
                 time.sleep(_LOOK_SECONDS[isinstance(studies.store, Database)])
                 status = patiently(studies.status)
                 watch(status)
-                mirror.look()
+                patiently(mirror.look)
             status = patiently(studies.status)
             watch(status)
     except BaseException:
         crew.end()
-        with studies.store.claiming():
+        # Whoever goes on looks, too; what went wrong here must not hide why the sweep ends.
+        with contextlib.suppress(Exception), studies.store.claiming():
             studies.recover()
         mirror.close("KILLED")
         raise

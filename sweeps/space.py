@@ -17,7 +17,7 @@ from experts.kinds import kind_named
 from routelab.backbones.contract import BACKBONES
 from routelab.training.arms import ArmChoice
 from routelab.training.optimizer import suggest as suggest_optimizer
-from routelab.training.settings import Optimizer
+from routelab.training.settings import EXPERT_KEYS, Optimizer
 from routers.errors import PluginError, UsageError, unknown
 from routers.options import option_names
 from routers.registry import ROUTERS
@@ -28,7 +28,7 @@ Settings = dict[str, Any]
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from `low` to `high`, both included; whole numbers if both ends are."""
+    """Numbers from `low` to `high`, both included; whole numbers if both ends and the step are."""
 
     low: float
     high: float
@@ -36,8 +36,8 @@ class Range:
     step: float | None = None
 
     def distribution(self) -> BaseDistribution:
-        if isinstance(self.low, int) and isinstance(self.high, int):
-            return IntDistribution(self.low, self.high, self.log, 1 if self.step is None else int(self.step))
+        if all(isinstance(each, int) for each in (self.low, self.high, self.step or 1)):
+            return IntDistribution(int(self.low), int(self.high), self.log, int(self.step or 1))
         return FloatDistribution(float(self.low), float(self.high), self.log, self.step)
 
 
@@ -152,14 +152,14 @@ class Space:
 
     What the arm's own entry in `arms` says is not searched, or its label would not be true, unless `search` names it.
 
-    buildable: whether an arm can be built. What an option may be can depend on others (`top_k` on `experts.count`), which the
-    arm's constructors know, so they are asked. None: all values go with all others.
+    refusal: why an arm cannot be built, None if it can. What an option may be can depend on others (`top_k` on
+    `experts.count`), which the arm's constructors know, so they are asked. Without it all values go with all others.
     """
 
     choice: ArmChoice
     wanted: Mapping[str, Wish] = field(default_factory=dict)
     only: frozenset[str] | None = None
-    buildable: Callable[[ArmChoice], bool] | None = None
+    refusal: Callable[[ArmChoice], str | None] = field(default=lambda choice: None)
     _known: dict[str, bool] = field(default_factory=dict, compare=False, repr=False)
 
     def suggest(self, ask: Ask) -> Settings:
@@ -192,36 +192,41 @@ class Space:
 
     def _fits(self, settings: Settings, dimensions: Mapping[str, BaseDistribution]) -> bool:
         """Whether the arm can be built with these settings. What has no few values goes with everything, so little is built."""
-        if self.buildable is None:
-            return True
         loose = {key for key, distribution in dimensions.items() if not _few(distribution)}
         key = repr([(name, value) for name, value in settings.items() if name not in loose])
         if key not in self._known:
-            self._known[key] = self.buildable(apply(self.choice, settings))
+            self._known[key] = self.refusal(apply(self.choice, settings)) is None
         return self._known[key]
 
     def narrowed(self) -> Space:
         """The space without the values with which the arm cannot be built, whatever one other value is."""
         dimensions = self.dimensions()
         kept: dict[str, Wish] = {}
+
+        def possible(key: str, value: Any) -> bool:
+            return self._fits(self._beside({key: value}), dimensions)
+
         for key, distribution in dimensions.items():
             values = _few(distribution)
             if isinstance(distribution, IntDistribution) and values:
                 # Of a range only the ends are asked for, and what is next to them where they are refused.
-                low = next((value for value in values if self._possible(dimensions, key, value)), None)
-                high = next((value for value in reversed(values) if self._possible(dimensions, key, value)), None)
+                low = next((value for value in values if possible(key, value)), None)
+                high = next((value for value in reversed(values) if possible(key, value)), None)
                 if low is not None and high is not None and (low, high) != (values[0], values[-1]):
                     kept[key] = Range(low, high, distribution.log, distribution.step) if low < high else Pinned(low)
             elif isinstance(distribution, CategoricalDistribution):
-                possible = tuple(value for value in values if self._possible(dimensions, key, value))
-                if 0 < len(possible) < len(values):
-                    kept[key] = Choices(possible) if len(possible) > 1 else Pinned(possible[0])
+                left = tuple(value for value in values if possible(key, value))
+                if 0 < len(left) < len(values):
+                    kept[key] = Choices(left) if len(left) > 1 else Pinned(left[0])
         return replace(self, wanted={**self.wanted, **kept}) if kept else self
 
-    def _possible(self, dimensions: Mapping[str, BaseDistribution], key: str, value: Any) -> bool:
-        """Whether the arm can be built with this value, the others being where the search begins, or one of them elsewhere."""
-        settings, _ = self._agreed(partial(self._at, {key: value}), {key})
-        return self._fits(settings, dimensions)
+    def refused(self, point: Settings) -> str | None:
+        """Why the arm cannot be built with these values, whatever one other value is; None if it can."""
+        return self.refusal(apply(self.choice, self._beside(point)))
+
+    def _beside(self, point: Settings) -> Settings:
+        """Settings with these values, the others being where the search begins, or one of them where it goes with these."""
+        return self._agreed(partial(self._at, point), point)[0]
 
     def _at(self, point: Settings, key: str, distribution: BaseDistribution) -> Any:
         """The value of a point, or else of where the search begins: the configuration's, or the first of the range."""
@@ -401,7 +406,7 @@ def takes(choice: ArmChoice, key: str) -> bool:
     if section == "backbone":
         return not kind.fit_outside_loop and bool(rest)
     if section == "experts":
-        return router is not None and bool(rest)
+        return router is not None and rest in EXPERT_KEYS
     if section == "router":
         if router is None:
             return False
@@ -426,23 +431,44 @@ def apply(choice: ArmChoice, settings: Mapping[str, Any]) -> ArmChoice:
 
 
 def space_of(
-    choice: ArmChoice, wanted: Mapping[str, Wish], grid: bool, buildable: Callable[[ArmChoice], bool] | None = None
+    choice: ArmChoice,
+    wanted: Mapping[str, Wish],
+    grid: bool,
+    refusal: Callable[[ArmChoice], str | None] = lambda choice: None,
 ) -> Space:
     """The search space of an arm. Several `optimizer.lr` are choices. grid: only names in `search` are searched.
 
-    buildable: whether an arm can be built; values with which it never can are left out.
+    refusal: see `Space`.
     """
     mine = {full: wish for key, wish in wanted.items() if takes(choice, full := in_full(choice, key))}
     if len(choice.rates) > 1:
         mine.setdefault("optimizer.lr", Choices(choice.rates))
     if arm_class(choice.spec.name).fit_outside_loop:
         return Space(choice, {}, frozenset())
-    space = Space(choice, mine, frozenset(mine) if grid else None, buildable).narrowed()
+    space = Space(choice, mine, frozenset(mine) if grid else None, refusal)
     if grid:
         for key, distribution in space.dimensions().items():
             if points(distribution) is None:
                 raise UsageError(f"search.{key} has no end of values, which sampler=grid cannot try; give a list, or a step")
     return space
+
+
+def check_values(wanted: Mapping[str, Wish], spaces: Sequence[Space]) -> None:
+    """UsageError for a value of a list in `search`, or an end of a range of numbers, with which no arm can be built.
+
+    An arm that cannot be built where its search begins is left out: what is wrong there is said when it is built.
+    """
+    begun = [(space, space.dimensions()) for space in spaces if space.refused({}) is None]
+    for key in wanted:
+        takers = [(space, full, where[full]) for space, where in begun if (full := in_full(space.choice, key)) in where]
+        values: dict[Any, list[str | None]] = {}
+        for space, full, distribution in takers:
+            ends = (distribution.low, distribution.high) if isinstance(distribution, FloatDistribution) else ()
+            for value in getattr(distribution, "choices", ends):
+                values.setdefault(value, []).append(space.refused({full: value}))
+        for value, reasons in values.items():
+            if all(reasons):
+                raise UsageError(f"search.{key} holds {value!r}, with which no arm can be built: {reasons[0]}")
 
 
 def check_keys(wanted: Mapping[str, Wish], choices: Sequence[ArmChoice]) -> None:
@@ -455,6 +481,7 @@ def check_keys(wanted: Mapping[str, Wish], choices: Sequence[ArmChoice]) -> None
                 router = router_of(choice.spec)
                 if router is not None:
                     named = option_names(ROUTERS.get(router)) or []
-                    known |= {f"router.{name}" for name in (*named, *LAYER_OPTIONS)} | {"experts.count", "experts.hidden"}
+                    known |= {f"router.{name}" for name in (*named, *LAYER_OPTIONS)}
+                    known |= {f"experts.{name}" for name in EXPERT_KEYS}
                 known |= set(arm_class(choice.spec.name).option_names())
             raise unknown("key", f"search.{key}", [f"search.{name}" for name in known])

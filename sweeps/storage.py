@@ -125,6 +125,15 @@ class _Flock(BaseJournalFileLock):
         self._lock.release()
 
 
+_OPENING = b'{"op_code"'
+"""How every line of a journal begins."""
+
+
+def _head(path: Path) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(len(_OPENING))
+
+
 class Journal(Store):
     """A file that is only ever appended to: the fastest on one machine."""
 
@@ -134,6 +143,9 @@ class Journal(Store):
             raise UsageError(f"storage={url!r}: there is no such file")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            # What is no journal is not even opened for writing: Optuna cuts off a last line that does not end.
+            if path.is_file() and not _OPENING.startswith(_head(path)):
+                raise UsageError(f"storage={url!r} is no journal of Optuna: it begins with {_head(path)!r}")
             with open(path, "ab" if create else "rb+"):
                 pass
             self._beats = path.with_name(f"{path.name}.workers")
@@ -181,7 +193,8 @@ class Database(Store):
             with initialising(url) if self._file is not None else contextlib.nullcontext():
                 self.optuna = RDBStorage(
                     driver,
-                    engine_kwargs={"connect_args": connect, "pool_pre_ping": True},
+                    # No ping before each of some twenty transactions a trial: who works here is patient, see `patiently`.
+                    engine_kwargs={"connect_args": connect, "pool_pre_ping": False},
                     heartbeat_interval=BEAT_SECONDS,
                     grace_period=GRACE_SECONDS,
                 )

@@ -77,12 +77,20 @@ class Studies:
         """What is minimised."""
         return list(self.identity["objectives"])
 
-    def recover(self) -> int:
-        """Hand the trials of dead workers back, to be taken up where they are; how many there were. Only while claiming."""
+    def trials(self) -> dict[str, list[FrozenTrial]]:
+        """The trials of every arm, as they are in the storage now."""
+        return {arm.label: arm.trials() for arm in self.arms}
+
+    def recover(self, trials: Mapping[str, Sequence[FrozenTrial]] | None = None) -> int:
+        """Hand the trials of dead workers back, to be taken up where they are; how many there were. Only while claiming.
+
+        trials: as they are now, if they have been read already.
+        """
         found = 0
+        known = self.trials() if trials is None else trials
         for arm in self.arms:
-            for trial in arm.trials(TrialState.RUNNING):
-                if not self.store.dead(arm.study, trial, worker_of(trial)):
+            for trial in known[arm.label]:
+                if trial.state is not TrialState.RUNNING or not self.store.dead(arm.study, trial, worker_of(trial)):
                     continue
                 found += 1
                 place, deaths = self._place(trial), trial.user_attrs.get("deaths", {})

@@ -15,18 +15,18 @@ import torch
 
 from baselines.contract import make_arm
 from routelab.comparison.cells import code_digest
-from routelab.comparison.compare import check_writable
+from routelab.comparison.compare import check_batch, check_reference, check_writable
 from routelab.comparison.origins import Origins
 from routelab.data.contract import DataSet, load
 from routelab.training.arms import ArmChoice
-from routelab.training.config import Resolved, resolve, seed_list
+from routelab.training.config import Resolved, check_optimizer, resolve, seed_list
 from routelab.training.loop import RunSpec
 from routelab.training.matching import match_arms, reference_of
 from routelab.training.settings import Config
 from routelab.training.store import absolute, shown
 from routers.errors import UsageError, unknown
 from sweeps.methods import PrunerChoice, SamplerChoice
-from sweeps.space import Settings, Space, apply, check_keys, points, space_of, wishes
+from sweeps.space import Settings, Space, apply, check_keys, check_values, points, space_of, wishes
 from sweeps.storage import Store, open_store
 from sweeps.studies import ArmStudy, Studies, changed, leave_word
 
@@ -65,10 +65,7 @@ class Sweep:
         self.url = config.storage or str(self.output / "study.journal")
         self.objectives = [str(each) for each in config.objectives]
         self.data: DataSet = load(**config.data)
-        if config.trainer.batch_size > len(self.data.train):
-            raise UsageError(
-                f"trainer.batch_size={config.trainer.batch_size} must be at most the {len(self.data.train)} training examples"
-            )
+        check_batch(config, self.data)
         self.sampler = SamplerChoice.of(config.sampler, config.seed, len(self.objectives))
         wanted = wishes(config.search)
         self.origins = Origins.of(config, self.data)
@@ -78,10 +75,13 @@ class Sweep:
                 "budget.times and init.take=flops give an arm a budget of its own; a sweep tunes all with the same one"
             )
         check_keys(wanted, self.choices)
+        check_reference(self.choices, config.match)
         self.reference = reference_of(self.choices, config.match)
         grid = self.sampler.name == "grid"
-        spaces = [(choice, space_of(choice, wanted, grid, self._buildable)) for choice in self.choices]
-        every = [SweepArm(choice.label, choice, space, space.dimensions()) for choice, space in spaces]
+        spaces = [space_of(choice, wanted, grid, self._refusal) for choice in self.choices]
+        check_values(wanted, spaces)
+        spaces = [space.narrowed() for space in spaces]
+        every = [SweepArm(space.choice.label, space.choice, space, space.dimensions()) for space in spaces]
         self.arms = [arm for arm in every if arm.dimensions]
         self.fixed = [arm for arm in every if not arm.dimensions]
         if not self.arms:
@@ -108,19 +108,21 @@ class Sweep:
 
         return arm.space.suggest(ask)
 
-    def _buildable(self, choice: ArmChoice) -> bool:
-        """Whether the parts of an arm take its settings."""
+    def _refusal(self, choice: ArmChoice) -> str | None:
+        """Why the parts of an arm do not take its settings; None if they do."""
         try:
+            check_optimizer(choice.optimizer)
             make_arm(choice.spec, self.data.task, 0, sizing=True)
-        except UsageError:
-            return False
-        return True
+        except UsageError as error:
+            return str(error)
+        return None
 
     def settled(self, arm: SweepArm, settings: Settings) -> ArmChoice:
         """The arm with these settings, and its widths matched to the reference. UsageError if that cannot be."""
         choice = apply(arm.choice, settings)
         key = repr(choice)
         if key not in self._matched:
+            check_optimizer(choice.optimizer)
             others = [self.reference] if self.reference is not None and self.reference.label != arm.label else []
             matched = match_arms([*others, choice], self.data.task, self.config.match)[-1]
             if matched.error:
@@ -315,7 +317,7 @@ def _check(config: Config) -> None:
         raise UsageError("seeds=auto is not for sweeps: name how many fresh seeds the best settings are compared on")
     if config.trial_seeds < 1:
         raise UsageError(f"trial_seeds={config.trial_seeds} must be at least 1")
-    if config.study is not None and (not config.study.strip() or "/" in config.study):
+    if config.study is not None and (not config.study.strip(" .") or "/" in config.study):
         raise UsageError(f"study={config.study!r} must be a name without '/'")
     tuned = {config.seed + i for i in range(config.trial_seeds)}
     if isinstance(config.seeds, list) and (shared := tuned & set(seed_list(config))):

@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -74,7 +75,7 @@ def run_trial(sweep: Sweep, arm: SweepArm, study: ArmStudy, trial: optuna.Trial,
             return outcome
         halvings += 1
         # For whoever takes this trial up after us, and for the eye.
-        trial.set_user_attr("halvings", halvings)
+        patiently(partial(trial.set_user_attr, "halvings", halvings))
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -86,7 +87,7 @@ def _attempt(
     specs = sweep.specs(arm, settings, halvings)
     keys = [cell_key(spec, sweep.data.digest) for spec in specs]
     folders = [cell_folder(sweep.output, key) for key in keys]
-    trial.set_user_attr("folders", [str(folder) for folder in folders])
+    patiently(partial(trial.set_user_attr, "folders", [str(folder) for folder in folders]))
     spent = {"flops": 0.0, "seconds": 0.0, "steps": 0.0}
     losses = []
     for number, (spec, key, folder) in enumerate(zip(specs, keys, folders, strict=True)):
@@ -167,7 +168,7 @@ class _Pruning:
     def __init__(self, sweep: Sweep, arm: SweepArm, study: ArmStudy, trial: optuna.Trial) -> None:
         self._sweep, self._study, self._trial = sweep, study, trial
         self._whole, self._checks = sweep.whole(arm), sweep.config.trainer.checks
-        frozen = study.study._storage.get_trial(trial._trial_id)
+        frozen = patiently(lambda: study.study._storage.get_trial(trial._trial_id))
         # A trial that is taken up again tells its points again: what is known is not asked about twice.
         self._rungs: dict[str, list[float]] = dict(frozen.user_attrs.get("rungs", {}))
         self._known = {*map(int, self._rungs), *frozen.intermediate_values}

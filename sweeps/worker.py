@@ -36,11 +36,13 @@ def claim(sweep: Sweep, studies: Studies, worker: str, heart: Heart) -> Claim | 
     None if no arm has room. Trials are counted and taken under one lock, so there are never more than were asked for.
     """
     with studies.store.claiming():
-        studies.recover()
+        known = studies.trials()
+        if studies.recover(known):
+            known = studies.trials()
         open_arms = []
         for arm in sweep.arms:
             study = next(each for each in studies.arms if each.label == arm.label)
-            trials = study.trials()
+            trials = known[arm.label]
             if room(study, trials):
                 open_arms.append((share(study, trials), len(trials), arm, study))
         if not open_arms:

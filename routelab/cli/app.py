@@ -44,13 +44,33 @@ def root(
         load_plugin(spec)
 
 
-def resolve_words(words: list[str] | None) -> Any:
-    """The configuration that the words of a command make, with the plugins that stand before the command."""
+_SWEEPS = ("study", "storage", "trials", "tuning_flops", "trial_seeds", "objectives", "sampler", "pruner", "search")
+_OF_OTHERS = {
+    "compare": dict.fromkeys(_SWEEPS, "routelab sweep run")
+    | {"arm": "routelab train; compare takes arms, such as arms=[dense,switch]", "seed": "routelab train; compare takes seeds"},
+    "train": dict.fromkeys(_SWEEPS, "routelab sweep run")
+    | {"arms": "routelab compare; train takes one arm, such as arm=switch", "seeds": "routelab compare; train takes seed"}
+    | dict.fromkeys(("dense_ladder", "budget_ladder", "dense_budgets", "isoflop", "verdict", "workers"), "routelab compare"),
+}
+"""Keys that a command does not read, and which does: in a file they may wait for it, among the words they would be lost."""
+
+
+def resolve_words(words: list[str] | None, command: str = "") -> Any:
+    """The configuration that the words of a command make, with the plugins that stand before the command.
+
+    command: whose words they are, if it does not read all keys.
+    """
     from routelab.training.config import resolve
 
     words = list(words or [])
     path = words.pop(0) if words and "=" not in words[0] else None
+    if path == "":
+        raise UsageError("argument '' is neither a configuration file nor key=value")
     _only_settings(words, "a configuration file")
+    for word in words:
+        other = _OF_OTHERS.get(command, {}).get(word.partition("=")[0].partition(".")[0])
+        if other is not None:
+            raise UsageError(f"{word} is a key of {other}")
     return resolve(path or (), words, _spelled())
 
 
@@ -88,13 +108,16 @@ def compare_command(
 
         return show(published, words or [], as_json, print_config)
 
-    resolved = resolve_words([*(words or []), *(["isoflop=true"] if isoflop else [])])
+    resolved = resolve_words([*(words or []), *(["isoflop=true"] if isoflop else [])], "compare")
     if print_config:
-        typer.echo(resolved.describe())
-        return
+        return _show_config(resolved, as_json)
     if audit:
         raise typer.Exit(screen.audit(resolved, as_json))
     _carry_out(resolved, as_json)
+
+
+def _show_config(resolved: Any, as_json: bool) -> None:
+    typer.echo(json.dumps(resolved.rows()) if as_json else resolved.describe())
 
 
 def _carry_out(resolved: Any, as_json: bool) -> None:
@@ -130,8 +153,7 @@ def distil_command(
     _only_settings(words or [], "RUN")
     resolved = distillation(run, words or [], _spelled())
     if print_config:
-        typer.echo(resolved.describe())
-        return
+        return _show_config(resolved, as_json)
     _carry_out(resolved, as_json)
 
 
@@ -143,10 +165,9 @@ def train_command(words: Words = None, as_json: AsJson = False, print_config: Sh
     """
     from routelab.cli import screen
 
-    resolved = resolve_words(words)
+    resolved = resolve_words(words, "train")
     if print_config:
-        typer.echo(resolved.describe())
-        return
+        return _show_config(resolved, as_json)
     run = screen.train(resolved, quiet=as_json)
     if as_json:
         from routelab.training.record import plain
@@ -410,6 +431,9 @@ def guarded(call: Callable[[], Any]) -> int:
         # Wrong options and commands: click's exceptions, which some releases of typer carry under a name of their own.
         if not hasattr(error, "format_message"):
             raise
+        if type(error).__name__ == "NoArgsIsHelpError":
+            typer.echo(error.format_message(), err=True)
+            return 2
         return _say(str(error.format_message()), 2)
     if code == 130:
         # Some releases of typer turn Ctrl-C into this code themselves.

@@ -157,10 +157,13 @@ def export_command(
 
     Example: routelab sweep export first --into shared/
     """
+    from routelab.comparison.compare import check_writable
     from sweeps.export import export, rows
 
     studies = _find(study, more, storage)
-    paths = export(studies, Path(into or studies.config["output"]))
+    folder = Path(into or studies.config["output"])
+    check_writable(folder)
+    paths = export(studies, folder)
     if as_json:
         typer.echo(json.dumps(rows(studies)))
     else:
@@ -184,11 +187,12 @@ def _options(words: list[str] | None, storage: str | None, workers: int | None) 
         given[key] = value
     if given["workers"] is not None:
         try:
-            given["workers"] = int(given["workers"])
+            count = int(given["workers"])
         except ValueError:
-            given["workers"] = 0
-        if given["workers"] < 1:
-            raise UsageError(f"workers must be a whole number of at least 1; got {workers if workers is not None else words}")
+            count = 0
+        if count < 1:
+            raise UsageError(f"workers={given['workers']} must be a whole number of at least 1")
+        given["workers"] = count
     return given
 
 

@@ -58,6 +58,10 @@ def across(names: Sequence[str], results: Path = Path("results"), place: Path | 
     with Friedman's p and Nemenyi's critical difference from five data sets on.
     """
     found = [finished_comparison(name, results) for name in names]
+    folders = [folder.resolve() for folder, _, _ in found]
+    for number, (name, folder) in enumerate(zip(names, folders, strict=True)):
+        if folder in folders[:number]:
+            raise UsageError(f"experiment {name!r} is named twice; each counts once")
     references = {summary["reference"] for _, summary, _ in found}
     reference = references.pop()
     if references or reference is None:

@@ -26,10 +26,13 @@ from routelab.comparison.tuning import best_rates, choose_rates
 from routelab.comparison.workers import Event, Job, default_workers, failed, opening, run_jobs
 from routelab.comparison.yardsticks import yardsticks_of
 from routelab.data.contract import DataSet, load
+from routelab.training.arms import ArmChoice
 from routelab.training.config import Resolved, flatten, resolve, seed_list
+from routelab.training.matching import reference_of
 from routelab.training.record import provenance, read_json, write_json
+from routelab.training.settings import Config, Match
 from routelab.training.tracking import Tracker
-from routers.errors import StorageError, UsageError
+from routers.errors import StorageError, UsageError, unknown
 
 FILES = ("results.csv", "domains.csv", "endpoints.csv", "curves.csv", "summary.json", "report.html", "figures")
 """What a comparison leaves in its folder, and in its MLflow run."""
@@ -99,11 +102,10 @@ def plan(resolved: Resolved) -> Plan:
     config = resolved.config
     data = load(**config.data)
     origins, seeds = Origins.of(config, data), seed_list(config)
-    rows, reference = rows_of(config, data, origins.choices(config.arms, seeds[0]))
-    if config.trainer.batch_size > len(data.train):
-        raise UsageError(
-            f"trainer.batch_size={config.trainer.batch_size} must be at most the {len(data.train)} training examples"
-        )
+    choices = origins.choices(config.arms, seeds[0])
+    check_reference(choices, config.match)
+    rows, reference = rows_of(config, data, choices)
+    check_batch(config, data)
     if config.seeds == "auto" and reference is None:
         raise UsageError(f"seeds=auto needs the reference {config.match.reference!r} among the arms")
     pairs_of(config.verdict, [row.label for row in rows if row.is_main])
@@ -301,6 +303,19 @@ def _parent(tracker: Tracker, ready: Plan) -> tuple[str, dict[str, str]]:
     parent = tracker.start_parent(resolved.name, params, tags, note, run_id=before.get("parent") if same else None)
     write_json(place, {"cells": cells, "uri": resolved.config.tracking.uri, "parent": parent})
     return parent, tracker.children(parent) if same else {}
+
+
+def check_reference(choices: Sequence[ArmChoice], match: Match) -> None:
+    """UsageError if `match.reference` is none of the arms, but for the default: arms without a dense one keep their sizes."""
+    if match.reference != Match().reference and reference_of(choices, match) is None:
+        raise unknown("match.reference", match.reference, {name for each in choices for name in (each.label, each.spec.name)})
+
+
+def check_batch(config: Config, data: DataSet) -> None:
+    """UsageError if a batch is larger than the training split."""
+    size = config.trainer.batch_size
+    if size > len(data.train):
+        raise UsageError(f"trainer.batch_size={size} must be at most the {len(data.train)} training examples")
 
 
 def check_writable(folder: Path) -> None:

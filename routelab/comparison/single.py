@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from routelab.comparison.cells import cell_key
-from routelab.comparison.compare import check_writable
+from routelab.comparison.compare import check_batch, check_writable
 from routelab.comparison.origins import Origins
 from routelab.comparison.workers import Job, opening
 from routelab.data.contract import load
@@ -45,6 +45,7 @@ def train(
         raise UsageError(f"train takes one arm; this grid has {len(choices)}: use compare")
     if len(choices[0].rates) > 1:
         raise UsageError(f"optimizer.lr={list(choices[0].rates)} must be one rate for train; compare chooses among several")
+    check_batch(settings, data)
     matched = match_arms(with_reference(settings, choices), data.task, settings.match)[-1]
     if matched.error:
         raise UsageError(f"arm {matched.choice.label!r}: {matched.error}")

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from baselines.contract import ArmSpec, arm_class, arm_names, router_of
-from routelab.training.config import check_init, flatten, rates_of
+from routelab.training.config import check_init, check_optimizer, flatten, rates_of
 from routelab.training.settings import EXPERT_KEYS, Config, Optimizer
 from routers.errors import PluginError, UsageError, unknown
 
@@ -68,6 +68,9 @@ def _expand(config: Config, item: Any) -> Iterator[ArmChoice]:
     options = {key: value for key, value in flatten(item).items() if key not in ("name", "label", "each")}
     together = _together(name, item.get("each"), options)
     grid = [key for key, value in options.items() if isinstance(value, list) and key != "optimizer.lr"]
+    for key in grid:
+        if not options[key]:
+            raise UsageError(f"arm {name!r}: {key}=[] names no value; a list is a grid, with a row for each of its values")
     for values in itertools.product(*(options[key] for key in grid), together):
         varied = {**dict(zip(grid, values[:-1], strict=True)), **values[-1]}
         chosen = {**options, **varied}
@@ -148,6 +151,7 @@ def _choice(config: Config, name: str, label: str, options: Mapping[str, Any]) -
     rates = rates_of(optimizer["lr"], "optimizer.lr")
     check_init(init["from"], init["take"], f"arm {label!r}: init")
     first = Optimizer(**{**optimizer, "lr": rates[0]})
+    check_optimizer(first)
     return ArmChoice(label, spec, first, rates, tuple(said), times=times, init=init["from"], take=init["take"])
 
 

@@ -14,8 +14,20 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
-from routelab.training.settings import DEFAULT_STEPS, EXPERT_KEYS, MATCHES, PRECISIONS, SCHEDULES, TAKES, Budget, Config
+from routelab.training.settings import (
+    DEFAULT_STEPS,
+    EXPERT_KEYS,
+    MATCHES,
+    PRECISIONS,
+    SCHEDULES,
+    TAKES,
+    Budget,
+    Config,
+    Optimizer,
+)
 from routers.errors import UsageError, unknown
+
+_MOST_SEEDS = 10_000
 
 
 @dataclass(frozen=True)
@@ -36,12 +48,17 @@ class Resolved:
         """The MLflow experiment."""
         return self.config.tracking.experiment or self.name
 
+    def rows(self) -> list[dict[str, Any]]:
+        """Every dotted key with its value and the source of it."""
+        return [
+            {"name": key, "value": value, "source": self._source(key)} for key, value in flatten(asdict(self.config)).items()
+        ]
+
     def describe(self) -> str:
         """The configuration as YAML-like lines, each with its source."""
-        lines = flatten(asdict(self.config))
-        width = max(len(f"{key}: {value}") for key, value in lines.items())
-        text = {key: "null" if value is None else value for key, value in lines.items()}
-        return "\n".join(f"{f'{key}: {value}':<{min(width, 70)}}  # {self._source(key)}" for key, value in text.items())
+        lines = {f"{row['name']}: {'null' if row['value'] is None else row['value']}": row["source"] for row in self.rows()}
+        width = min(70, max(map(len, lines)))
+        return "\n".join(f"{line:<{width}}  # {source}" for line, source in lines.items())
 
     def _source(self, key: str) -> str:
         parts = key.split(".")
@@ -122,6 +139,8 @@ def _read(path: Path) -> dict[str, Any]:
         near = sorted(str(found) for found in Path("configs").glob("*.yaml"))
         raise unknown("configuration file", path, near) from None
     except (OSError, UnicodeDecodeError) as error:
+        if isinstance(error, OSError) and error.errno is None:  # OmegaConf's own, for a file that holds one number.
+            raise UsageError(f"configuration file {str(path)!r} must hold keys and values; it holds a single value") from None
         raise UsageError(f"configuration file {str(path)!r} cannot be read: {type(error).__name__}") from None
     except InterpolationKeyError as error:
         raise UsageError(f"configuration file {str(path)!r}: {str(error).splitlines()[0]}") from None
@@ -174,6 +193,11 @@ def _check_keys(layer: Mapping[str, Any], schema: Any, prefix: str, source: str)
         if key not in known:
             raise unknown(f"key ({source})", f"{prefix}{key}", [f"{prefix}{name}" for name in known])
         default = known[key].default_factory
+        made = default() if callable(default) else None
+        if isinstance(made, dict) and not isinstance(value, Mapping):
+            raise UsageError(f"{prefix}{key}={value!r} ({source}) must hold keys and values, such as {prefix}{key}.KEY=VALUE")
+        if isinstance(made, list) and isinstance(value, Mapping):
+            raise UsageError(f"{prefix}{key}={value!r} ({source}) must be a list, such as [a,b]")
         inner = default if isinstance(default, type) and is_dataclass(default) else None
         if inner is not None:
             if not isinstance(value, Mapping):
@@ -191,6 +215,7 @@ def _merge(merged: Any, layer: dict[str, Any], source: str) -> Any:
         value = flatten(layer).get(key, layer.get(key))
         allowed = {
             "to Integer": "a whole number", "to Float": "a number", "to Boolean": "true or false", "to String": "text",
+            "valid bool": "true or false",
             "is not a ListConfig": "a list, such as [a,b]", "for field of type 'str'": "text", "is not Optional": "set to something",
         }  # fmt: skip
         kinds = (text for mark, text in allowed.items() if mark in str(error.msg))
@@ -217,12 +242,11 @@ def _check_values(config: Config) -> None:
         if not 0 < number < math.inf:
             raise UsageError(f"{name}={number} must be above 0{' and finite' if number > 0 else ''}")
     for name, number in {
-        "optimizer.weight_decay": config.optimizer.weight_decay, "optimizer.clip": config.optimizer.clip,
         "workers": config.workers, "seed": config.seed, "trainer.checkpoint_seconds": config.trainer.checkpoint_seconds or 0,
     }.items():  # fmt: skip
         if not 0 <= number < math.inf:
             raise UsageError(f"{name}={number} must be at least 0{' and finite' if number > 0 else ''}")
-    rates_of(config.optimizer.lr, "optimizer.lr")
+    check_optimizer(config.optimizer)
     if not 0 < config.verdict.level < 1:
         raise UsageError(f"verdict.level={config.verdict.level} must lie between 0 and 1")
     for pair in config.verdict.pairs:
@@ -237,9 +261,6 @@ def _check_values(config: Config) -> None:
         raise UsageError(
             f"verdict.first={config.verdict.first} must be at least 2 and at most verdict.most={config.verdict.most}"
         )
-    for name in ("warmup", "beta1", "beta2"):
-        if not 0 <= getattr(config.optimizer, name) < 1:
-            raise UsageError(f"optimizer.{name}={getattr(config.optimizer, name)} must be at least 0 and below 1")
     if config.trainer.batch_size % config.trainer.devices:
         raise UsageError(
             f"trainer.batch_size={config.trainer.batch_size} must be a multiple of trainer.devices={config.trainer.devices}: "
@@ -248,7 +269,6 @@ def _check_values(config: Config) -> None:
     for name, value, allowed in (
         ("trainer.precision", config.trainer.precision, PRECISIONS),
         ("trainer.accelerator", config.trainer.accelerator, ("auto", "cpu", "gpu", "mps")),
-        ("optimizer.schedule", config.optimizer.schedule, SCHEDULES),
         ("match.on", config.match.on, MATCHES),
     ):
         if value not in allowed:
@@ -281,6 +301,20 @@ def _check_values(config: Config) -> None:
     if not isinstance(bias, bool):
         raise UsageError(f"experts.bias={bias!r} must be true or false")
     seed_list(config)
+
+
+def check_optimizer(optimizer: Optimizer) -> None:
+    """UsageError for a value that the optimizer cannot have; `lr` may be a list."""
+    rates_of(optimizer.lr, "optimizer.lr")
+    for name, end in (("weight_decay", math.inf), ("clip", math.inf), ("warmup", 1), ("beta1", 1), ("beta2", 1)):
+        value: Any = getattr(optimizer, name)
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise UsageError(f"optimizer.{name}={value!r} must be a number")
+        if not 0 <= value < end:
+            also = " and below 1" if end == 1 else " and finite" if value > 0 else ""
+            raise UsageError(f"optimizer.{name}={value} must be at least 0{also}")
+    if optimizer.schedule not in SCHEDULES:
+        raise unknown("optimizer.schedule", optimizer.schedule, SCHEDULES)
 
 
 def rates_of(value: Any, key: str) -> tuple[float, ...]:
@@ -320,8 +354,8 @@ def seed_list(config: Config) -> list[int]:
     if isinstance(seeds, bool) or not isinstance(seeds, (int, list)):
         raise UsageError(f"seeds={seeds!r} must be a number, a list of whole numbers, or auto")
     if isinstance(seeds, int):
-        if seeds < 1:
-            raise UsageError(f"seeds={seeds} must be at least 1")
+        if not 1 <= seeds <= _MOST_SEEDS:
+            raise UsageError(f"seeds={seeds} must be at least 1 and at most {_MOST_SEEDS}")
         return list(range(seeds))
     if not seeds or any(isinstance(seed, bool) or not isinstance(seed, int) or seed < 0 for seed in seeds):
         raise UsageError(f"seeds={seeds!r} must be whole numbers of at least 0")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Iterable
@@ -20,8 +21,8 @@ def recorded(uri: str, run_id: str, artifact: str) -> dict[str, Any]:
     database = sqlite_path(uri)
     if database is not None and not database.is_file():
         raise UsageError(f"tracking.uri {shown(uri)!r}: there is no such store")
-    client = client_of(absolute(uri))
     try:
+        client = client_of(absolute(uri))
         client.get_run(run_id)
         with tempfile.TemporaryDirectory() as folder:
             found = read_json(Path(client.download_artifacts(run_id, artifact, folder)))
@@ -49,6 +50,10 @@ def ui_command(uri: str, port: int) -> tuple[list[str], dict[str, str]]:
     """The command and the whole environment that serve the MLflow UI over a store, on this machine only."""
     if is_server(uri):
         raise UsageError(f"tracking.uri {shown(uri)!r} is a server already: open that address in a browser")
+    if not re.match(r"(sqlite|postgresql|mysql|mssql)(\+\w+)?://.", uri):
+        raise UsageError(
+            f"--uri {shown(uri)!r} must be a database, such as sqlite:///PATH or postgresql://USER:PASSWORD@HOST/DATABASE"
+        )
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", absolute(uri)]
     command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     return command, {**os.environ, **QUIET, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}

@@ -108,6 +108,28 @@ BUDGETS_AND_NUMBERS = [
     ("compare arms=3", "arms=3 (command line) must be a list"),
     ("compare arms=[]", "name at least one arm"),
 ]  # fmt: skip
+SHAPES = [
+    ("compare ''", "argument '' is neither a configuration file nor key=value"),
+    ("count ''", "argument '' is neither a configuration file nor key=value"),
+    ("compare data=[digits]", "data=['digits'] (command line) must hold keys and values"),
+    ("compare backbone=5", "backbone=5 (command line) must hold keys and values, such as backbone.KEY=VALUE"),
+    ("compare arms={}", "arms={} (command line) must be a list, such as [a,b]"),
+    ("compare verdict.pairs={}", "verdict.pairs={} (command line) must be a list"),
+    ("compare trainer.compile=maybe", "trainer.compile='maybe' (command line) must be true or false"),
+    ("compare seeds=99999999999999999999", "must be at least 1 and at most 10000"),
+    ("compare number.yaml", "'number.yaml' must hold keys and values; it holds a single value"),
+    ("compare 'arms=[dense,{name: switch, capacity_factor: []}]'", "arm 'switch': capacity_factor=[] names no value"),
+    ("train 'arm={name: switch, capacity_factor: []}'", "arm 'switch': capacity_factor=[] names no value"),
+    ("compare match.reference=dens arms=[dense,switch]", "unknown match.reference 'dens'; did you mean 'dense'"),
+    ("sweep run match.reference=swich arms=[dense,switch]", "unknown match.reference 'swich'; did you mean 'switch'"),
+    ("train trainer.batch_size=100000", "at most the 1257 training examples"),
+    ("compare arm=switch", "arm=switch is a key of routelab train; compare takes arms"),
+    ("compare trials=20", "trials=20 is a key of routelab sweep run"),
+    ("train seeds=3", "seeds=3 is a key of routelab compare; train takes seed"),
+    ("train search.optimizer.lr=0.1", "is a key of routelab sweep run"),
+    ("--plugin folder.yaml list", "plugin 'folder.yaml' failed to import"),
+    ("--plugin folder list", "plugin 'folder' is a folder without code"),
+]
 PLACES_AND_FILES = [
     ("compare output=file/x", "output='file/x' cannot be written to"),
     ("compare tracking.uri=sqlite:///file/x/mlflow.db", "cannot be opened for writing"),
@@ -120,19 +142,24 @@ PLACES_AND_FILES = [
     ("compare seeds=[1", "cannot be parsed"),
     ("train arm=", "must be a name"),
     ("ui --port 0", "between 1 and 65535"),
+    ("ui --uri ''", "--uri '' must be a database, such as sqlite:///PATH"),
+    ("ui --uri nowhere", "--uri 'nowhere' must be a database"),
+    ("replay nothing --uri x://y", "run 'nothing' in tracking.uri 'x://y'"),
     ("nothing", "No such command"),
 ]
 
 
-@pytest.mark.parametrize(("call", "part"), SIZES_AND_NAMES + BUDGETS_AND_NUMBERS + PLACES_AND_FILES)
+@pytest.mark.parametrize(("call", "part"), SIZES_AND_NAMES + BUDGETS_AND_NUMBERS + SHAPES + PLACES_AND_FILES)
 def test_bad_input_is_one_sentence_and_begins_no_work(call, part, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for name, content in {
         "file": b"", "broken.yaml": b"arms: [dense\n", "empty.yaml": b"", "list.yaml": b"- a\n", "reference.yaml": b"seed: ${nothere}",
-        "binary.yaml": bytes(range(128, 256)),
+        "binary.yaml": bytes(range(128, 256)), "number.yaml": b"5\n",
     }.items():  # fmt: skip
         Path(name).write_bytes(content)
     Path("folder.yaml").mkdir()
+    Path("folder").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
     assert guarded(lambda: app(shlex.split(call), standalone_mode=False)) == 2
     said = capsys.readouterr().err
     assert said.startswith("Error: ")
@@ -176,10 +203,14 @@ def test_a_plugin_in_one_file(tmp_path):
     assert "line 1" in done.stderr
 
 
-def test_print_config_names_sources(tmp_path):
-    done = run("compare", "seeds=2", "--print-config", cwd=tmp_path)
-    assert done.returncode == 0
-    assert any(line.startswith("seeds: 2") and "command line" in line for line in done.stdout.splitlines())
+def test_print_config_names_sources(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert guarded(lambda: app(["compare", "seeds=2", "--print-config"], standalone_mode=False)) == 0
+    assert any(line.startswith("seeds: 2") and "command line" in line for line in capsys.readouterr().out.splitlines())
+    assert guarded(lambda: app(["train", "seed=2", "--print-config", "--json"], standalone_mode=False)) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert {"name": "seed", "value": 2, "source": "command line"} in rows
+    assert {"name": "budget.steps", "value": 300, "source": "default"} in rows
 
 
 def test_doctor(tmp_path):

@@ -12,6 +12,7 @@ from sweeps import sweep as module
 from sweeps.storage import open_store
 from sweeps.studies import Studies, find
 from sweeps.sweep import Sweep
+from sweeps.worker import work
 
 JOURNAL = Path("results/mine/study.journal")
 
@@ -81,6 +82,31 @@ def test_two_workers_with_different_code_do_not_share_a_study(words, capsys, mon
         (["objectives=[loss,flops]", "budget.flops=1e9"], "which budget.flops makes equal for every trial"),
         (["objectives=[flops]"], "must begin with loss"),
         (["objectives=[loss,params]"], "unknown objective 'params'"),
+        (["sampler.n_startup_trials=5"], "sampler={'n_startup_trials': 5} must be a name, or keys and values"),
+        (
+            ["sampler.name=tpe", "sampler.n_startup_trials=-1"],
+            "sampler.n_startup_trials=-1 must be a whole number of at least 0",
+        ),
+        (["sampler.name=cmaes", "sampler.sigma0=x"], "sampler.sigma0='x' must be a number or null"),
+        (["sampler.name=tpe", "sampler.gamma=5"], "unknown option of sampler 'tpe' 'gamma'"),
+        (["search.optimizer.lr=x"], "optimizer.lr='x' must be a number above 0"),
+        (
+            ["search.optimizer.lr=[-1,0.1]"],
+            "search.optimizer.lr holds -1, with which no arm can be built: optimizer.lr=-1.0 must",
+        ),
+        (["search.optimizer.lr.low=-1", "search.optimizer.lr.high=1"], "search.optimizer.lr holds -1"),
+        (["search.optimizer.schedule=[cosine,cosin]"], "unknown optimizer.schedule 'cosin'; did you mean 'cosine'"),
+        (["search.optimizer.beta1=[0.9,2]"], "optimizer.beta1=2 must be at least 0 and below 1"),
+        (
+            ["search.experts.kind=[gelu,gelo]"],
+            "search.experts.kind holds 'gelo', with which no arm can be built: unknown expert kind",
+        ),
+        (["search.experts.cuont=4"], "did you mean 'search.experts.count'"),
+        (["search.experts.count=[0,4]"], "search.experts.count holds 0, with which no arm can be built"),
+        (["search.backbone.depth=[0,2]"], "search.backbone.depth holds 0, with which no arm can be built"),
+        (["search.experts.count={low: 1, high: 8, step: 0.5}"], "experts.count is 1.0; it must be a whole number"),
+        (["arms=[dense,{name: switch, optimizer.schedule: x}]"], "unknown optimizer.schedule 'x'"),
+        (["arms=[dense,{name: switch, optimizer.clip: x}]"], "optimizer.clip='x' must be a number"),
         (["trials=0"], "trials=0 must be at least 1"),
         (["trials=1"], "trials=1 is fewer than the 2 arms"),
         (["trials=4", "tuning_flops=1e9"], "trials and tuning_flops are both set"),
@@ -88,6 +114,7 @@ def test_two_workers_with_different_code_do_not_share_a_study(words, capsys, mon
         (["storage=sqlite:///a.db", "tracking.uri=sqlite:///a.db"], "Optuna and MLflow need one each"),
         (["seeds=auto"], "seeds=auto is not for sweeps"),
         (["study=a/b"], "must be a name without '/'"),
+        (["study=.."], "must be a name without '/'"),
         (["storage=mysql://db/x"], "storage='mysql://db/x' must be a journal file's path, sqlite:///PATH or postgresql://"),
         (
             ["storage=postgresql://me:secret@127.0.0.1:1/x"],
@@ -102,6 +129,39 @@ def test_what_is_wrong_with_a_call_is_one_sentence(words, capsys, more, message)
     assert (code, message in text) == (2, True), text
     assert len(text.strip().splitlines()) == 1
     assert not JOURNAL.exists()
+
+
+@pytest.mark.parametrize("content", [b'{"a": 1}', b"notes of mine", b"one line\n", b"\x00\x01"])
+@pytest.mark.parametrize("command", [("run",), ("status", "mine")])
+def test_a_file_that_is_no_journal_stays_as_it_is(words, capsys, content, command):
+    Path("notes").write_bytes(content)
+    more = words("storage=notes") if command == ("run",) else ["storage=notes"]
+    code, text = said(capsys, "sweep", *command, *more)
+    assert (code, "storage='notes' is no journal of Optuna" in text) == (2, True), text
+    assert Path("notes").read_bytes() == content
+
+
+def test_a_sweep_can_be_written_down_with_other_code_than_it_was_run_with(words, capsys, monkeypatch):
+    sweep = Sweep(resolve(words("trials=2")))
+    studies = sweep.open()
+    work(sweep, studies)
+    monkeypatch.setattr(module, "code_digest", lambda specs: "0123456789ab")
+    Path("file").touch()
+    code, text = said(capsys, "sweep", "export", "mine", "--into", "file/x")
+    assert (code, text) == (2, "Error: output='file/x' cannot be written to: Not a directory\n")
+    assert said(capsys, "sweep", "export", "mine", "--into", "there")[0] == 0
+    assert {path.name for path in Path("there").iterdir()} == {"trials.csv", "best.yaml"}
+
+
+def test_a_wrong_number_of_workers_is_said_as_it_was_written(capsys):
+    assert said(capsys, "sweep", "resume", "mine", "workers=0") == (
+        2,
+        "Error: workers=0 must be a whole number of at least 1\n",
+    )
+    assert (
+        said(capsys, "sweep", "resume", "mine", "--workers", "-1")[1]
+        == "Error: workers=-1 must be a whole number of at least 1\n"
+    )
 
 
 def test_a_database_that_may_only_be_read_is_refused(words, capsys):

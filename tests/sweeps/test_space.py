@@ -17,19 +17,19 @@ from sweeps.space import apply, check_keys, points, space_of, wishes
 SMALL = ["backbone.d_model=16", "backbone.depth=1", "backbone.heads=2", "experts.count=4"]
 
 
-def space(name, search=None, *words, grid=False, buildable=None):
+def space(name, search=None, *words, grid=False, refusal=lambda choice: None):
     config = resolve([*SMALL, f"arms=[{name}]", *words]).config
     choice = arm_choices(config, config.arms)[0]
-    return space_of(choice, wishes(search or {}), grid, buildable)
+    return space_of(choice, wishes(search or {}), grid, refusal).narrowed()
 
 
 def on_digits(choice):
-    """Whether an arm can be built for digits."""
+    """Why an arm cannot be built for digits."""
     try:
         make_arm(choice.spec, load("digits").task, 0, sizing=True)
-    except UsageError:
-        return False
-    return True
+    except UsageError as error:
+        return str(error)
+    return None
 
 
 def test_the_space_of_an_arm_comes_from_its_optimizer_its_router_and_its_experts():
@@ -220,13 +220,13 @@ def test_an_arms_own_option_goes_by_its_short_and_its_full_name():
     ],
 )  # fmt: skip
 def test_values_that_never_go_with_what_is_pinned_are_not_searched(entry, search, key, left):
-    assert space(entry, search, buildable=on_digits).dimensions().get(key) == left
+    assert space(entry, search, refusal=on_digits).dimensions().get(key) == left
 
 
 def test_values_that_do_not_go_together_are_not_drawn_together():
     """The product of two lists, of which only some go together, and every one of whose values is drawn."""
     entry = "{name: topk, renormalize: false}"
-    here = space(entry, {"experts.count": [2, 4], "router.top_k": [1, 2, 4]}, buildable=on_digits)
+    here = space(entry, {"experts.count": [2, 4], "router.top_k": [1, 2, 4]}, refusal=on_digits)
     found = set()
     for count in (2, 4):
         for k in (1, 2, 4):
@@ -242,9 +242,8 @@ def test_arms_are_built_once_for_every_combination_of_few_values():
 
     def noted(choice):
         built.append(choice)
-        return True
 
-    here = space("switch", buildable=noted)
+    here = space("switch", refusal=noted)
     before = len(built)
     chance = random.Random(0)
     for _ in range(50):
@@ -270,5 +269,5 @@ def test_a_published_setting_is_tried_with_what_goes_with_it():
             def forward(self, inputs: RouterInput) -> Routing:
                 raise AssertionError("never asked")
 
-        starts = space("mine", {"experts.count": [2, 8]}, "experts.count=2", buildable=on_digits).starts()
+        starts = space("mine", {"experts.count": [2, 8]}, "experts.count=2", refusal=on_digits).starts()
         assert [(start["experts.count"], start["router.top_k"]) for start in starts] == [(2, 2), (8, 4)]

@@ -14,9 +14,11 @@ from routelab.comparison.cells import cell_folder, cell_key
 from routelab.training.config import resolve
 from routelab.training.loop import execute
 from routelab.training.module import Observer
+from routers.errors import UsageError
 from routers.registry import register_router
 from routers.switch import Switch
 from sweeps import worker as module
+from sweeps.crew import Crew
 from sweeps.pictures import pictures
 from sweeps.space import Settings
 from sweeps.storage import Heart, Journal, worker_id
@@ -304,3 +306,48 @@ def test_no_trial_fails_for_options_that_do_not_go_with_what_is_pinned(words):
     studies = sweep.open()
     work(sweep, studies)
     assert studies.status()["states"] == {"COMPLETE": 12}
+
+
+def test_a_storage_that_is_away_for_a_moment_costs_no_trial(words, monkeypatch):
+    """A database that restarts refuses one statement of every kind, once."""
+    sweep, studies = begun(words("trials=1", "arms=[dense]", "pruner=median", "storage=sqlite:///results/mine/study.db"))
+    refused = []
+
+    def once(owner, name):
+        whole = getattr(owner, name)
+
+        def call(*args, **options):
+            if name not in refused:
+                refused.append(name)
+                raise optuna.exceptions.StorageInternalError("the connection is gone")
+            return whole(*args, **options)
+
+        monkeypatch.setattr(owner, name, call)
+
+    once(optuna.Study, "ask")
+    once(optuna.Trial, "set_user_attr")
+    once(optuna.Trial, "report")
+    once(optuna.Study, "tell")
+    monkeypatch.setattr("sweeps.storage.time.sleep", lambda seconds: None)
+    work(sweep, studies)
+    assert len(refused) == 4
+    assert states(studies) == {"COMPLETE": 1}
+
+
+def test_what_a_worker_said_before_it_ended_is_heard():
+    """It may say so between a look at the words and one at the processes."""
+    crew = Crew("mine", "nowhere", 1, 0)
+
+    class Ends:
+        exitcode = 0
+
+        def is_alive(self):
+            crew._words.put(("usage", "this is wrong"))
+            return False
+
+        def join(self):
+            pass
+
+    crew._processes = {0: Ends()}
+    with pytest.raises(UsageError, match="this is wrong"):
+        crew.look(0)
