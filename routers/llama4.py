@@ -17,8 +17,8 @@ from routers.plans import TopK
 class Llama4(Router):
     """Top-1 of l = x W^T; the expert sees sigmoid(l_e) x (Llama 4, Meta 2025; `Llama4TextMoe` of transformers).
 
-    The weight multiplies the expert's **input**, so a nonlinear expert does not merely scale its answer. As published, one
-    shared expert runs beside the routed one; that is an option of the arm, not of the router.
+    The weight multiplies the expert's **input**, so a nonlinear expert does not merely scale its answer. Shared experts: 1 in an
+    arm, as published, unless `experts.shared` says otherwise.
 
     Options: none. Loss: `balance` (weight 0.001, the coefficient of the published configuration) on softmax(l), which is
     used for nothing else; how Meta balanced its experts in training is not published. Dropless.
@@ -28,6 +28,7 @@ class Llama4(Router):
     """
 
     loss_weights = {"balance": 1e-3}
+    shared_experts = 1
 
     def __init__(self, d_model: int, num_experts: int) -> None:
         super().__init__(d_model, num_experts)

@@ -27,7 +27,8 @@ class Soft(Router):
     Options: `slots_per_expert`: default so that E * P is near S, as in the paper's code, at least 1, where `positions` (S,
     offered by the backbone) says how many tokens a group has; 1 if it is unknown. No loss.
 
-    Parameters: `phi` (D, E * P), drawn from N(0, 1/D), and `scale` (), which starts at 1, both as in the paper's code.
+    Parameters: `phi` (D, E * P), drawn from N(0, 1/D), and `scale` (), which starts at 1. The paper's code draws phi from
+    N(0, 1 / (D E)), of which normalising leaves the same.
     **Sees later tokens of the group**; not batch-coupled.
     """
 
@@ -55,7 +56,7 @@ class Soft(Router):
         return False
 
     def init_parameters(self, generator: Callable[[str], torch.Generator]) -> None:
-        # The columns are normalised, so only their directions matter; N(0, 1/D) is the paper's code.
+        # The columns are normalised, so only their directions matter.
         truncated_normal_(self.phi, self.d_model**-0.5, generator("phi"))
         with torch.no_grad():
             self.scale.fill_(1.0)

@@ -199,7 +199,7 @@ def test_shared_experts_by_hand():
     assert not torch.equal(layer.shared.up, with_shared.mixtures[1].shared.up)
 
 
-@pytest.mark.parametrize(("name", "number"), [("topk", 0), ("deepseek", 1), ("deepseek_moe", 2)])
+@pytest.mark.parametrize(("name", "number"), [("topk", 0), ("deepseek", 1), ("llama4", 1), ("deepseek_moe", 2)])
 def test_shared_experts_default_to_the_router_s_own(name, number):
     shared = arm_of(name).mixtures[0].shared
     assert (shared is None) if number == 0 else shared.d_hidden == number * 24
