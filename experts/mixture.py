@@ -30,8 +30,8 @@ class MixtureLayer(nn.Module):
     """A feed-forward layer whose work is shared out among experts: `layer(x, token_ids=None, mask=None) -> (out, Routing)`.
 
     x: (G, S, D), or (T, D) as one group; mask: (G, S) or (T,), True = real. Masked tokens take no capacity and no loss,
-    and come out as 0. The router always runs in float32 with autocast off. Add the residual outside. Under
-    `torch.utils.checkpoint` the selection is replayed, see `experts.checkpointing`.
+    and come out as 0. The router always runs in float32 with autocast off, also in a layer that was turned to bfloat16. Add the
+    residual outside. Under `torch.utils.checkpoint` the selection is replayed, see `experts.checkpointing`.
 
     router: any Router. experts: an ExpertBank of as many experts and features. shared: a FeedForward that sees every token.
 

@@ -71,21 +71,22 @@ class ExpertChoice(Router):
         return float(outer * self.num_experts * min(inner, capacity(self.tokens_factor, 1, inner, self.num_experts)))
 
 
-def take(score_GSE: Tensor, factor: float, mask_GS: Tensor | None = None) -> PerExpert:
+def take(score_GSE: Tensor, factor: float, mask_GS: Tensor | None = None, weight_GSE: Tensor | None = None) -> PerExpert:
     """Every expert's C best positions in each group, best first. score (G, S, E) -> PerExpert with (G, E, C) fields.
 
-    With a mask, padding is never taken, and a group with fewer real positions has a smaller C: its surplus places are
-    switched off by `keep`.
+    weight (G, S, E): what a position counts; None is its score. With a mask, padding is never taken, and a group with fewer real
+    positions has a smaller C: its surplus places are switched off by `keep`.
     """
     _, positions, experts = score_GSE.shape
     places = min(positions, capacity(factor, 1, positions, experts))
     score_GES = score_GSE.transpose(1, 2)
+    if mask_GS is not None:
+        # Padding comes last, and its places are switched off below.
+        score_GES = score_GES.masked_fill(~mask_GS.unsqueeze(1), -torch.inf)
+    position = score_GES.topk(places, dim=-1).indices
+    weight = (score_GSE if weight_GSE is None else weight_GSE).transpose(1, 2).gather(-1, position)
     if mask_GS is None:
-        weight, position = score_GES.topk(places, dim=-1)
         return PerExpert(position, weight, experts)
-    # Padding comes last, and its places are switched off below.
-    position = score_GES.masked_fill(~mask_GS.unsqueeze(1), -torch.inf).topk(places, dim=-1).indices
-    weight = score_GES.gather(-1, position)
     room_G = torch.minimum(capacity_tensor(factor, 1, mask_GS.sum(1), experts), mask_GS.sum(1))
     keep = torch.arange(places, device=position.device).view(1, 1, -1) < room_G.view(-1, 1, 1)
     return PerExpert(position, weight * keep, experts, keep.expand_as(position))

@@ -32,7 +32,7 @@ class Hash(Router):
     - "random" (default where there are token ids): a table drawn once over the V ids.
     - "balanced": greedy bin packing of the ids by their training frequency, so that every expert gets an equal share.
     - "bigram": a hash of the previous and the current id. "previous": the table, applied to the previous id.
-    - "position": a table over positions, which ignores the token.
+    - "position": a table over 4096 positions, and over again, which ignores the token.
     - "clusters": k-means of the token embeddings, one cluster per expert. "dispersed": each cluster spread over all
       experts. The paper takes the embeddings of a trained model: bring such a table with `embeddings`, the path of a
       .npy, .pt or .safetensors file that holds one matrix (V, any number of features). Without it they are the

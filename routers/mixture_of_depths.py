@@ -109,8 +109,8 @@ class MixtureOfDepths(Router):
         logits_GSE = F.linear(inputs.x, self.weight)
         score_GSE = logits_GSE.sigmoid() if self.sigmoid else logits_GSE
         losses: dict[str, Tensor] = {}
-        # `take` divides by the number of experts, of which each has the whole capacity here.
-        plan = take(score_GSE, self.capacity * self.num_experts, inputs.mask)
+        # `take` divides by the number of experts, of which each has the whole capacity here. Logits, as sigmoids of large ones tie.
+        plan = take(logits_GSE, self.capacity * self.num_experts, inputs.mask, score_GSE)
         if self.predictor is not None:
             predicted_GSE = self._predicted(inputs.x, logits_GSE)
             losses["predictor"] = choice_loss(predicted_GSE, plan, inputs.mask)

@@ -37,6 +37,18 @@ def test_training_takes_the_best_of_each_sequence():
     torch.testing.assert_close(plan.weight, torch.tensor([[[3.0, 2.0, 1.0]]]).sigmoid())
 
 
+def test_the_best_are_told_apart_where_their_sigmoids_are_not():
+    """In float32 the sigmoid of 20 is 1 already."""
+    x = X * 20
+    assert x[..., 0].sigmoid()[0, :2].tolist() == [1.0, 1.0]
+    plan = with_weight(router_of(capacity=0.2, weight="sigmoid"))(RouterInput(x)).plan
+    assert plan.position.tolist() == [[[1]]]
+    masked = with_weight(router_of(capacity=0.3, weight="sigmoid"))(
+        RouterInput(x, mask=torch.tensor([[True, False, True, True, False]]))
+    )
+    assert masked.plan.position[masked.plan.keep].tolist() == [3]
+
+
 def test_the_default_capacity_is_an_eighth():
     router = router_of()
     assert router(RouterInput(torch.randn(2, 64, 2))).plan.position.shape == (2, 1, 8)

@@ -74,7 +74,8 @@ class ConscienceRouter(Router):
         towards_ED = torch.where(won_E1, F.normalize(self.sum, dim=-1), self.centroid)
         self.centroid.copy_(F.normalize(torch.lerp(self.centroid, towards_ED, self.rate), dim=-1))
         if self.strength:
-            self.share.lerp_(self.count / self.count.sum().clamp_min(1), self.rate)
+            tokens = self.count.sum()
+            self.share.lerp_(torch.where(tokens > 0, self.count / tokens.clamp_min(1), self.share), self.rate)
         self.count.zero_()
         self.sum.zero_()
 
