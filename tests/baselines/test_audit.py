@@ -47,7 +47,7 @@ WHOLE_BLOCKS = {
 }
 """Routers of whole blocks, whose rows attend too: of two blocks they route the second."""
 LATENT = D // 4
-SHARED = {"deepseek": 1, "deepseek_moe": 2}
+SHARED = {"deepseek": 1, "deepseek_moe": 2, "llama4": 1}
 """Experts that take every token, by router."""
 
 
@@ -126,7 +126,7 @@ def by_hand(case, batch, rows, matrices, backbone="vit"):
         "moe_plus_plus": 3 * (2 * tokens * (D * (EXPERTS + 3) + D * 2 + D + (EXPERTS + 3) ** 2 * follows / DEPTH)),
     }.get(CASES[case][0], 3 * (2 * tokens * D * EXPERTS))
     per_row = 3 * (2 * matrices * (LATENT if case == "latent" else D) * HIDDEN)
-    rows += DEPTH * tokens * SHARED.get(case, 0)
+    rows += DEPTH * tokens * SHARED.get(CASES[case][0], 0)
     return patch + head + DEPTH * (projections + attention + router) + rows * per_row
 
 
