@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from routers.cost import Cost
 from routers.errors import PluginError
 from routers.plans import Plan, Slots, check_plan, check_values, rows_per_group
+from routers.processes import alone
 from routers.registry import ROUTERS
 
 
@@ -375,8 +376,9 @@ def _probing(module: nn.Module, *, training: bool) -> Iterator[None]:
     was, gradients = module.training, [parameter.grad for parameter in module.parameters()]
     # A router that counts its load would count the probe's tokens too.
     buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
-    # Inference mode, in which evaluation runs, would leave the backward uncounted.
-    with torch.random.fork_rng(devices=[]), torch.inference_mode(False):
+    # Inference mode, in which evaluation runs, would leave the backward uncounted. The sizes of evaluation batches differ between
+    # processes: one of them may ask what another knows already, and must not wait for it.
+    with torch.random.fork_rng(devices=[]), torch.inference_mode(False), alone():
         module.train(training)
         module.zero_grad(set_to_none=True)
         try:

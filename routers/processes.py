@@ -6,6 +6,9 @@ gradients are averaged; a product of two means (balance) is not, and neither is 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, distributed
 
@@ -15,10 +18,23 @@ def processes() -> int:
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
+_alone = [False]  # torch.compile follows no context variable
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Inside the block this process shares no batch: for tokens that it made up, whenever it did, and the others did not."""
+    before, _alone[0] = _alone[0], True
+    try:
+        yield
+    finally:
+        _alone[0] = before
+
+
 def sharing() -> int:
     """How many processes share the batch of this forward pass: all of them in training, and 1 without gradients, as in
     evaluation, where every process has batches of its own."""
-    return processes() if torch.is_grad_enabled() else 1
+    return processes() if torch.is_grad_enabled() and not _alone[0] else 1
 
 
 def total(value: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from torch import nn
 
 from routers.contract import Router, Routing
 from routers.plans import TopK
+from routers.registry import ROUTERS, build_router
 from routers.topk import TopKRouter
 
 D, E = 8, 4
@@ -75,3 +76,16 @@ def test_a_router_that_follows_is_sized_with_the_logits_of_a_layer_before():
     assert router.nominal_rows(2, 6) == 12
     assert router.cost(2, 6).forward == 2 * 12 * E * E
     assert router.cost(2, 6).backward == 2 * (2 * 12 * E * E)
+
+
+def test_sizing_a_router_waits_for_no_other_process(monkeypatch):
+    """Of two processes one may have an evaluation batch whose size the other has met already."""
+    expected = {name: build_router(name, d_model=D, num_experts=E).cost(2, 5) for name in ROUTERS.names()}
+
+    def never(*_, **__):
+        raise AssertionError("it waits for the other process")
+
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", never)
+    assert {name: build_router(name, d_model=D, num_experts=E).cost(2, 5) for name in ROUTERS.names()} == expected
