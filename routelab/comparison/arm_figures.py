@@ -10,7 +10,7 @@ from routelab.comparison.drawing import Drawn, Record
 from routelab.comparison.frontier import curve_points
 from routelab.comparison.statistics import mean_interval
 from routelab.comparison.summary import marks
-from routelab.comparison.verdict import marked
+from routelab.comparison.verdict import intervals_of, marked
 from routelab.training.heatmap import load_figure, load_table
 
 
@@ -34,7 +34,7 @@ def forest(summary: Mapping[str, Any], records: Sequence[Record]) -> Drawn | Non
     axes.set_yticks(range(len(arms)), [marked(label, arm.get("marks")) for label, arm in arms.items()])
     axes.invert_yaxis()
     axes.set_xlabel(f"log test loss minus that of {reference} (left is better)")
-    note = "Paired by seed. "
+    note = f"Paired by seed; {intervals_of(summary)}. "
     if margin:
         note += f"The band is the margin of {margin:g} within which arms count as equal."
     return Drawn("differences", f"Differences from {reference}", "Paired differences in log test loss", note, figure, table)

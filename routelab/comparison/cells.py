@@ -16,7 +16,7 @@ from baselines.recorded import teacher_of
 from experts.kinds import KINDS
 from routelab.backbones.contract import BACKBONES
 from routelab.data.contract import DATA
-from routelab.training.loop import RunSpec
+from routelab.training.loop import RunSpec, runs_on
 from routelab.training.record import read_json
 from routers.registry import ROUTERS, Registry
 
@@ -39,6 +39,8 @@ def cell_key(spec: RunSpec, digest: str) -> str:
     del plain["plugins"]
     # A resumed run is the same run.
     del plain["trainer"]["checkpoint_seconds"]
+    # A run on a GPU in bfloat16 is another one than on a CPU, though `auto` names both.
+    plain["trainer"] |= runs_on(spec.trainer)
     # An option that names a file stands for what is in it.
     plain["init"] = None if spec.init is None else spec.init.address()
     router = {

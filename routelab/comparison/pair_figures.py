@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from routelab.comparison.drawing import Drawn, Record, bounded, colour, places
+from routelab.comparison.verdict import intervals_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -54,10 +55,8 @@ def pairs(summary: Mapping[str, Any], records: Sequence[Record]) -> Drawn | None
     for panel in axes:
         panel.grid(True, alpha=0.2)
         panel.spines[["top", "right"]].set_visible(False)
-    level = summary.get("level") or 0.05
-    intervals = "intervals that hold at every look" if summary.get("sequential") else f"{100 * (1 - level):g}% t-intervals"
     note = (
-        f"Left: log test loss of the first arm minus the second's, paired by seed, with {intervals}; the band is the margin "
+        f"Left: log test loss of the first arm minus the second's, paired by seed, with {intervals_of(summary)}; the band is the margin "
         "within which two arms count as equal. Right: filled, the first arm; hollow, the second. Load CV, MaxVio (largest load "
         "over the mean, less 1) and dead experts are of what routers ask for on the test split; the drop rate is that of training."
     )

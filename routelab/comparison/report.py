@@ -10,7 +10,7 @@ from typing import Any
 from routelab.comparison.drawing import NOTHING, Drawn, inline_svg, short
 from routelab.comparison.figures import figures_of, save_figures
 from routelab.comparison.page import rendered
-from routelab.comparison.verdict import marked
+from routelab.comparison.verdict import intervals_of, marked
 from routelab.training.record import finite, write_text
 
 _DIFF_LIMIT = 100_000
@@ -41,8 +41,7 @@ def write_report(path: Path, summary: Mapping[str, Any], records: Sequence[Mappi
             for label, arm in (summary.get("arms") or {}).items()
             if label != summary.get("reference") and arm.get("verdict")
         ],
-        level=f"{100 * (1 - _level(summary)):g}%",
-        interval=_interval_note(summary),
+        intervals=intervals_of(summary),
         arms=[_row(label, arm, bool(summary.get("reference"))) for label, arm in (summary.get("arms") or {}).items()],
         costs=_costs(summary.get("arms") or {}),
         tuning=_tuning(summary),
@@ -65,22 +64,6 @@ def write_report(path: Path, summary: Mapping[str, Any], records: Sequence[Mappi
 
 Grid = tuple[list[str], list[list[str]]]
 """Headings and rows, the first cell of which is the row's own heading."""
-
-
-def _level(summary: Mapping[str, Any]) -> float:
-    return float(summary.get("level") or 0.05)
-
-
-def _interval_note(summary: Mapping[str, Any]) -> str:
-    """What the intervals of differences are."""
-    if summary.get("sequential"):
-        return (
-            f"one over pairs that share a seed that holds at every look, its level of {_level(summary):g} shared among the arms"
-        )
-    return (
-        f"the {100 * (1 - _level(summary)):g}% t-interval over pairs that share a seed, not adjusted for the number of arms as "
-        "Holm's p is, by which they are judged"
-    )
 
 
 def _tabled(drawn: Drawn) -> Grid | None:
@@ -277,6 +260,7 @@ def _provenance(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[st
         ("Command", _distinct(commands)),
         ("Git revision", _distinct(revisions)),
         ("Data digest", _distinct(str(digest) for digest in _each(records, "data_digest") if digest)),
+        ("Platform", _distinct(str(platform) for platform in _each(records, "platform") if platform)),
         ("Python", _distinct(str(python) for python in _each(records, "python") if python)),
         ("Versions", _distinct(versions)),
     ]

@@ -15,6 +15,14 @@ def marked(label: str, given: Sequence[str] | None) -> str:
     return f"{label} ({', '.join(given)})" if given else label
 
 
+def intervals_of(summary: Mapping[str, Any]) -> str:
+    """What the intervals of differences from the reference are."""
+    level = float(summary.get("level") or 0.05)
+    if summary.get("sequential"):
+        return f"intervals that hold at every look, their level of {level:g} shared among those that are judged"
+    return f"{100 * (1 - level):g}% t-intervals, not adjusted for how many are judged; Holm's p, which decides, is"
+
+
 def verdict_of(label: str, entry: Mapping[str, Any], reference: str | None) -> str:
     """The sentence for one arm, from its entry in the summary."""
     text = _verdict(label, entry, reference)

@@ -246,7 +246,7 @@ def _inside(arm: Arm, data: DataSet, module: TrainingModule, spec: RunSpec, fold
         devices=options.devices,
         num_nodes=int(os.environ["WORLD_SIZE"]) // options.devices if inside() else 1,
         strategy=Replicas() if inside() else "auto",
-        precision=_precision(options),
+        precision=runs_on(options)["precision"],
         max_epochs=-1,
         # A check after every chunk: the module ends a chunk where a check is due.
         val_check_interval=1,
@@ -282,11 +282,14 @@ def _outside(arm: Arm, data: DataSet, module: TrainingModule) -> None:
     module.figures, _ = arm.figures(data.train)
 
 
-def _precision(options: TrainerOptions) -> Any:
-    if options.precision != "auto":
-        return options.precision
-    gpu = options.accelerator in ("auto", "gpu") and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    return "bf16-mixed" if gpu else "32-true"
+def runs_on(options: TrainerOptions) -> dict[str, Any]:
+    """`accelerator` and `precision` of a run, and what `auto` comes to on this machine."""
+    accelerator, precision = options.accelerator, options.precision
+    if accelerator == "auto":
+        accelerator = "gpu" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if precision == "auto":
+        precision = "bf16-mixed" if accelerator == "gpu" and torch.cuda.is_bf16_supported() else "32-true"
+    return {"accelerator": accelerator, "precision": precision}
 
 
 def _quiet() -> None:

@@ -8,6 +8,7 @@ import resource
 from pathlib import Path
 
 import pytest
+import torch
 
 from routelab.cli.app import guarded
 from routelab.comparison import compare as module
@@ -238,6 +239,21 @@ def test_cell_keys_follow_what_decides_the_result(tmp_path):
     assert keys("workers=2", "tracking.experiment=other") == plain
     assert not set(keys("optimizer.lr=0.1")) & set(plain)
     assert set(keys("seeds=3")) > set(plain)
+
+
+def test_a_cell_key_follows_the_device_that_auto_comes_to(tmp_path, monkeypatch):
+    def key(*more):
+        config = resolve(words(tmp_path, "arms=[switch]", *more)).config
+        return cell_key(RunSpec.of(config, arm_choices(config, ["switch"])[0], 0), "digest")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    on_cpu = key()
+    assert key("trainer.accelerator=cpu", "trainer.precision=32-true") == on_cpu, "what auto is here"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    assert key() != on_cpu
+    assert key() == key("trainer.accelerator=gpu", "trainer.precision=bf16-mixed")
+    assert key("trainer.accelerator=cpu") == on_cpu
 
 
 def test_a_cell_key_follows_the_content_of_a_file_that_an_option_names(tmp_path):

@@ -256,14 +256,12 @@ def words_of(path: Path, made: dict[str, Any]) -> str:
 
 
 def test_what_intervals_are_is_said_as_it_is(tmp_path: Path) -> None:
-    assert "the 95% t-interval over pairs that share a seed, not adjusted for the number of arms" in words_of(
-        tmp_path, summary()
-    )
-    strict = words_of(tmp_path, {**summary(), "level": 0.01})
-    assert "the 99% t-interval over pairs" in strict
+    said = "for differences (in log loss, over pairs that share a seed) {}% t-intervals, not adjusted for how many are judged"
+    assert said.format(95) in words_of(tmp_path, summary())
+    assert said.format(99) in words_of(tmp_path, {**summary(), "level": 0.01})
     looked = words_of(tmp_path, {**summary(), "sequential": True})
-    assert "holds at every look, its level of 0.05 shared among the arms" in looked
-    assert "95% t-interval over pairs" not in looked
+    assert "intervals that hold at every look, their level of 0.05 shared among those that are judged" in looked
+    assert "95% t-intervals" not in looked
 
 
 def test_without_a_reference_nothing_is_held_against_one(tmp_path: Path) -> None:
