@@ -207,13 +207,14 @@ def single(runs: Sequence[Any], kind: str) -> list[float]:
 
 
 def neighbours(runs: Sequence[Any], layer: int, what: str) -> list[float]:
-    """Share of neighbouring tokens with the same first choice ("share"), or that by chance ("chance"), for each run."""
+    """Share of neighbouring tokens with the same first choice ("share"), of any two tokens of a text ("within"), or of any two, which
+    is chance ("chance"), for each run."""
     found = [run["layers"][layer]["repetition"]["all"]["first"] for run in runs]
-    return [each["chance"] if what == "chance" else each["share"]["mean"] for each in found]
+    return [each["share"]["mean"] if what == "share" else each[what] for each in found]
 
 
 def independent(runs: Sequence[Any]) -> list[float]:
-    """How many equally frequent paths there would be if layers chose independently, for each run."""
+    """How many equally frequent paths as many tokens would show if layers chose independently, for each run."""
     return [2 ** run["paths"]["independent"] for run in runs]
 
 

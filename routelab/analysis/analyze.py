@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,16 @@ from numpy.typing import NDArray
 
 from experts.mixture import MixtureLayer
 from routelab.analysis.ablation import ablations
-from routelab.analysis.information import Information, by_block, information, joint, miller_madow, most_telling
-from routelab.analysis.labels import Label, labels_of
+from routelab.analysis.information import (
+    Information,
+    by_block,
+    information,
+    information_beyond,
+    joint,
+    miller_madow,
+    most_telling,
+)
+from routelab.analysis.labels import Label, bytes_of, labels_of
 from routelab.analysis.observe import Observed, observe, outputs, own_weights
 from routelab.analysis.paths import paths_through
 from routelab.analysis.repetition import either_repetition, first_repetition
@@ -52,7 +61,7 @@ def analyze(run: TrainedRun, watch: Callable[[float], None] = lambda share: None
         },
         "loss": grouped_interval(seen.loss, block_N).as_dict(),
         "layers": layers,
-        "labels": {label.name: _label(label, seen.layers, block_N) for label in labels},
+        "labels": {label.name: _label(label, seen.layers, block_N, bytes_of(run.data, run.sample)) for label in labels},
         "paths": _paths(seen.layers),
         "churn": [
             {"flops": point["flops"], "churn": point["router/churn"]}
@@ -118,10 +127,10 @@ def _repetition(seen: Observed, which: Array, block_N: Array) -> dict[str, Any]:
     return {"first": None if first is None else first.as_dict(), "either": None if either is None else either.as_dict()}
 
 
-def _label(label: Label, layers: Sequence[Observed], block_N: Array) -> dict[str, Any]:
-    """For each layer the distribution of experts in each class, the mutual information and its test. Where some tokens have no
-    expert, the last column is theirs."""
-    tables, tests = [], list[Information | None]()
+def _label(label: Label, layers: Sequence[Observed], block_N: Array, bytes_NS: Array | None) -> dict[str, Any]:
+    """For each layer the distribution of experts in each class, the mutual information and its test; of whole texts, also what is
+    told beyond the token's own byte. Where some tokens have no expert, the last column is theirs."""
+    tables, tests, beyond = [], list[Information | None](), list[Information | None]()
     for layer in layers:
         taken = layer.taken
         if label.of_tokens:
@@ -131,7 +140,12 @@ def _label(label: Label, layers: Sequence[Observed], block_N: Array) -> dict[str
             test = information(label.value, taken, len(label.names))
         else:
             tables.append(joint(label.value[:, None], taken.sum(1, keepdims=True), len(label.names)))
-            test = information(*by_block(label.value, taken, block_N), len(label.names), mass_C=tables[-1].sum(1))
+            mass_C, classes = tables[-1].sum(1), len(label.names)
+            test = information(*by_block(label.value, taken, block_N), classes, mass_C=mass_C)
+            if bytes_NS is not None and bytes_NS.shape == taken.shape[:2]:
+                known = by_block(label.value, taken, block_N, bytes_NS)
+                told = partial(_beyond, experts=taken.shape[-1])
+                beyond.append(information(*known, classes, mass_C=mass_C, told=told))
         tests.append(test)
     return {
         "names": list(label.names),
@@ -143,7 +157,13 @@ def _label(label: Label, layers: Sequence[Observed], block_N: Array) -> dict[str
             for test, table in zip(tests, tables, strict=True)
         ],
         "best": most_telling(tests),
+        "beyond": [None if test is None else test.as_dict() for test in beyond],
+        "best_beyond": most_telling(beyond),
     }
+
+
+def _beyond(table_CX: Array, experts: int) -> float:
+    return information_beyond(table_CX.reshape(len(table_CX), -1, experts))
 
 
 def _paths(layers: Sequence[Observed]) -> dict[str, Any] | None:
@@ -169,6 +189,13 @@ def sentences(found: dict[str, Any]) -> list[str]:
             if p < 0.05
             else f"Nothing is shown about {_unit(name)} beyond chance: {told}."
         )
+        best = label["best_beyond"]
+        if best is not None:
+            bits, shown = label["beyond"][best["layer"]]["corrected"], best["p"] < 0.05
+            said.append(
+                f"Beyond what the byte itself tells {'it is' if shown else 'nothing is shown:'} {max(0.0, bits):.3f} bits "
+                f"(layer {best['layer']}, p={best['p']:.2g})."
+            )
     repeats = [
         (layer, each["repetition"]["all"]["first"])
         for layer, each in enumerate(found["layers"])

@@ -93,7 +93,7 @@ def told(found: Found) -> Drawn | None:
         return None
     figure, axes, columns = sheet(len(labels), 20, 3.2)
     rows: list[list[Any]] = [["label", "layer", "bits", "chance_mean", "chance_low", "chance_high", "corrected", "p", "label_entropy",
-                              "units_permuted", "miller_madow"]]  # fmt: skip
+                              "units_permuted", "miller_madow", "beyond_byte", "beyond_p"]]  # fmt: skip
     handles = []
     for index, (name, label) in enumerate(labels.items()):
         points = [(layer, test) for layer, test in enumerate(label["information"]) if test is not None]
@@ -101,8 +101,9 @@ def told(found: Found) -> Drawn | None:
             # What chance gives, less its mean.
             low, high = (test["null"][place] - test["null"][0] for place in (1, 2))
             axes.plot([layer + 0.06 * index] * 2, [low, high], color=GREY, linewidth=6, alpha=0.35, solid_capstyle="butt")
+            beyond = (label["beyond"] or {layer: None})[layer] or {}
             rows.append([name, layer, test["bits"], *test["null"], test["corrected"], test["p"], test["most"], test["units"],
-                         test["miller_madow"]])  # fmt: skip
+                         test["miller_madow"], beyond.get("corrected"), beyond.get("p")])  # fmt: skip
         handles += axes.plot(
             [layer + 0.06 * index for layer, _ in points],
             [test["corrected"] for _, test in points],
@@ -118,7 +119,8 @@ def told(found: Found) -> Drawn | None:
     return Drawn(
         "information", "What the choice of an expert tells", "Mutual information of label and expert for each layer",
         "Mutual information in bits, less its mean over 499 permutations of whole sequences (of whole documents, for labels of "
-        "examples, where the text says where they end). Grey: 95% of the permutations.", figure, rows,
+        "examples, where the text says where they end). Grey: 95% of the permutations. The CSV has what is told about a text beyond the "
+        "token's own byte.", figure, rows,
     )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ Axes: N sequences (or documents), S positions, E experts, C classes of a label. 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -52,6 +52,13 @@ def mutual_information(table_CE: Array) -> float:
     return max(0.0, entropy_bits(table_CE.sum(1)) + entropy_bits(table_CE.sum(0)) - entropy_bits(table_CE))
 
 
+def information_beyond(table_CKE: Array) -> float:
+    """What the last axis tells about the first where the middle one is known already, in bits: I(C; E | K)
+    = H(C, K) + H(K, E) - H(K) - H(C, K, E)."""
+    known = entropy_bits(table_CKE.sum((0, 2)))
+    return max(0.0, entropy_bits(table_CKE.sum(2)) + entropy_bits(table_CKE.sum(0)) - known - entropy_bits(table_CKE))
+
+
 def miller_madow(table_CE: Array) -> float:
     """The bias of `mutual_information` in bits if the table counts independent draws, to first order (Miller 1955):
     (cells - rows - columns + 1) / (2 n ln 2), each counted where it is not empty. Tokens of a text are not independent: the
@@ -73,7 +80,13 @@ def joint(label_NS: Array, share_NSE: Array, classes: int) -> Array:
 
 
 def information(
-    label_NS: Array, share_NSE: Array, classes: int, draws: int = DRAWS, seed: int = 0, mass_C: Array | None = None
+    label_NS: Array,
+    share_NSE: Array,
+    classes: int,
+    draws: int = DRAWS,
+    seed: int = 0,
+    mass_C: Array | None = None,
+    told: Callable[[Array], float] = mutual_information,
 ) -> Information | None:
     """Mutual information of the tokens' label and their experts, tested by permuting sequences.
 
@@ -81,7 +94,8 @@ def information(
     common stays in both; permuting tokens would call any smooth routing significant. A label of the whole sequence is S = 1,
     with the sequence's shares summed. None where fewer than two classes, or two sequences, have any mass.
 
-    mass_C: what each class is weighed with, whatever the mass of the sequences that a permutation gives it.
+    mass_C: what each class is weighed with, whatever the mass of the sequences that a permutation gives it. told: bits of a table
+    (C, E).
     """
     weights = share_NSE.sum((1, 2))
     label_NS, share_NSE = label_NS[weights > 0], share_NSE[weights > 0]
@@ -97,12 +111,9 @@ def information(
     flat = share_NSE.reshape(-1, share_NSE.shape[-1]).astype(np.float64)
     random = np.random.default_rng(seed)
     null = np.array(
-        [
-            mutual_information(weighed(one_hot[:, random.permutation(len(label_NS))].reshape(classes, -1) @ flat))
-            for _ in range(draws)
-        ]
+        [told(weighed(one_hot[:, random.permutation(len(label_NS))].reshape(classes, -1) @ flat)) for _ in range(draws)]
     )
-    bits = mutual_information(table)
+    bits = told(table)
     low, high = np.quantile(null, [0.025, 0.975])
     # Sums that are equal on paper differ in the last bits.
     p = (1 + int((null >= bits - 1e-12).sum())) / (draws + 1)
@@ -122,16 +133,19 @@ def most_telling(tests: Sequence[Information | None]) -> dict[str, Any] | None:
     return {"layer": layer, "p": p, "tested": len(there)}
 
 
-def by_block(label_N: Array, share_NSE: Array, block_N: Array) -> tuple[Array, Array]:
+def by_block(label_N: Array, share_NSE: Array, block_N: Array, known_NS: Array | None = None) -> tuple[Array, Array]:
     """A label of whole sequences for `information`, with sequences of one document joined: (B, 1) labels, (B, 1, E) shares,
-    which add up to 1 for every document.
+    which add up to 1 for every document. known_NS: what is known of every token, as numbers below K; shares are then of
+    (known, expert), (B, 1, K * E), K the numbers that there are.
 
     Documents that weigh what they hold could not change places: where one class has a few long ones, what sets one of them
     apart would be taken for the class's. block_N: which document each sequence belongs to; its label is that of its first
     sequence.
     """
     _, first, place = np.unique(block_N, return_index=True, return_inverse=True)
-    share_BE = np.zeros((len(first), share_NSE.shape[-1]))
-    np.add.at(share_BE, place.reshape(-1), share_NSE.sum(1))
-    share_BE /= np.maximum(share_BE.sum(1, keepdims=True), 1e-12)
-    return label_N[first][:, None], share_BE[:, None]
+    kinds, kind_NS = np.unique(np.zeros(share_NSE.shape[:2]) if known_NS is None else known_NS, return_inverse=True)
+    share_BKE = np.zeros((len(first), len(kinds), share_NSE.shape[-1]))
+    np.add.at(share_BKE, (place.reshape(-1, 1), kind_NS.reshape(share_NSE.shape[:2])), share_NSE)
+    share_BX = share_BKE.reshape(len(first), -1)
+    share_BX /= np.maximum(share_BX.sum(1, keepdims=True), 1e-12)
+    return label_N[first][:, None], share_BX[:, None]

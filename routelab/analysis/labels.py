@@ -66,10 +66,17 @@ def labels_of(data: DataSet, sample: Batch) -> list[Label]:
         target = sample.targets.reshape(-1).numpy()
         edges = np.quantile(data.train.targets.reshape(-1).numpy(), [0.25, 0.5, 0.75])
         found.append(Label("target", ("lowest quarter", "second", "third", "highest quarter"), np.digitize(target, edges)))
-    if task.inputs.kind == "text" and task.inputs.vocab_size == 256:
+    given = bytes_of(data, sample)
+    if given is not None:
         table = np.array([byte_class(byte) for byte in range(256)])
-        found.append(Label("byte", BYTE_CLASSES, table[sample.inputs.long().numpy()]))
+        found.append(Label("byte", BYTE_CLASSES, table[given]))
     return found
+
+
+def bytes_of(data: DataSet, sample: Batch) -> Array | None:
+    """The bytes of texts, (N, S); None for anything else."""
+    inputs = data.task.inputs
+    return sample.inputs.long().numpy() if inputs.kind == "text" and inputs.vocab_size == 256 else None
 
 
 def documents(data: DataSet) -> Array | None:

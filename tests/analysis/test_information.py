@@ -9,6 +9,7 @@ from routelab.analysis.information import (
     by_block,
     entropy_bits,
     information,
+    information_beyond,
     joint,
     miller_madow,
     most_telling,
@@ -89,6 +90,41 @@ def test_sequences_of_a_document_are_one_and_documents_weigh_alike():
     labels, shares = by_block(label, share, block)
     assert labels.tolist() == [[5], [5], [3]]
     assert shares[:, 0].tolist() == [[1, 0], [1, 0], [0.5, 0.5]]
+
+
+def test_what_is_told_beyond_what_is_known_by_hand():
+    known = np.zeros((2, 2, 2))
+    known[0, 0, 0] = known[1, 1, 1] = 3
+    # Class, byte and expert are one: the expert tells all about the class, and nothing that the byte has not told.
+    assert mutual_information(known.sum(1)) == pytest.approx(1.0)
+    assert information_beyond(known) == pytest.approx(0.0, abs=1e-12)
+    # Both bytes in both classes alike, and the expert by class: all of it is beyond the byte.
+    assert information_beyond(np.array([[[2.0, 0], [2, 0]], [[0, 2], [0, 2]]])) == pytest.approx(1.0)
+    # Experts by class for byte 0 alone, which is half of all: half a bit.
+    assert information_beyond(np.array([[[2.0, 0], [1, 1]], [[0, 2], [1, 1]]])) == pytest.approx(0.5)
+    random = np.random.default_rng(0).random((3, 4, 5))
+    each = [random[:, k].sum() / random.sum() * mutual_information(random[:, k]) for k in range(4)]
+    assert information_beyond(random) == pytest.approx(sum(each))
+
+
+def test_experts_by_byte_tell_the_class_but_nothing_beyond_the_byte():
+    """Classes differ in their bytes; the expert is the byte's, or also the class's."""
+    random, label = np.random.default_rng(0), np.arange(30) % 2
+    given = (random.random((30, 50)) < np.where(label == 0, 0.2, 0.6)[:, None]).astype(int) + 65
+
+    def told(expert):
+        shares = by_block(label, np.eye(3)[expert], np.arange(30), given)
+        plain = information(*by_block(label, np.eye(3)[expert], np.arange(30)), 2, draws=99)
+        return plain, information(*shares, 2, draws=99, told=lambda table: information_beyond(table.reshape(2, -1, 3)))
+
+    plain, beyond = told(given - 65)
+    assert plain.p == pytest.approx(0.01)
+    assert plain.corrected > 0.05
+    assert beyond.bits == pytest.approx(0.0, abs=1e-12)
+    assert beyond.p == 1.0
+    _, beyond = told(np.where(label[:, None] == 0, given - 65, 2))
+    assert beyond.p == pytest.approx(0.01)
+    assert beyond.corrected > 0.5
 
 
 def test_one_long_document_is_not_its_class():
