@@ -191,10 +191,12 @@ def sentences(found: dict[str, Any]) -> list[str]:
         )
         best = label["best_beyond"]
         if best is not None:
-            bits, shown = label["beyond"][best["layer"]]["corrected"], best["p"] < 0.05
+            bits = max(0.0, label["beyond"][best["layer"]]["corrected"])
+            told = f"{bits:.3f} bits (layer {best['layer']}, p={best['p']:.2g}{tested})"
             said.append(
-                f"Beyond what the byte itself tells {'it is' if shown else 'nothing is shown:'} {max(0.0, bits):.3f} bits "
-                f"(layer {best['layer']}, p={best['p']:.2g})."
+                f"About {_unit(name)} it tells, beyond the token's own byte, {told}."
+                if best["p"] < 0.05
+                else f"Nothing is shown about {_unit(name)} beyond the token's own byte: {told}."
             )
     repeats = [
         (layer, each["repetition"]["all"]["first"])

@@ -144,6 +144,7 @@ def test_page_figures_and_mlflow(texts, capsys):
     said = capsys.readouterr().out
     assert "24 of" in said
     assert "Consecutive tokens share their first expert in" in said
+    assert re.search(r"the domain.* beyond the token's own byte.* \(layer \d, p=[\d.]+ for the most of 2 layers\)", said)
     place = cells["topk"] / "analysis"
     page = (place / "analysis.html").read_text()
     assert f"Page: {place / 'analysis.html'}" in said
