@@ -5,7 +5,8 @@ Axes: B examples, S positions, L positions that are cached already, D features, 
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -162,6 +163,33 @@ class Block(nn.Module):
     def recomputed(self, examples: int, positions: int) -> float:
         """The part of them that a training step runs a second time."""
         return 0.0 if isinstance(self.feed_forward, BlockMixture) else self.attention.recomputed(examples, positions)
+
+
+class Blocks(nn.ModuleList):
+    """Blocks (a `Block` each), one after the other: the body of a transformer."""
+
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, *, caches: Sequence[KeyValues] = (), **given: Any
+    ) -> tuple[Tensor, list[Routing]]:
+        """As `Block.forward`, to which all else is given, with the routings of those that route. caches: one each, or none."""
+        routings = []
+        for index, block in enumerate(self):
+            x, routing = block(x, mask, cache=caches[index] if caches else None, **given)
+            if routing is not None:
+                routings.append(routing)
+        return x, routings
+
+    def cost(self, examples: int, positions: int) -> Cost:
+        """Summed over the blocks, see `Block.cost`."""
+        return sum((block.cost(examples, positions) for block in self.each()), Cost())
+
+    def recomputed(self, examples: int, positions: int) -> float:
+        """Summed over the blocks, see `Block.recomputed`."""
+        return sum(block.recomputed(examples, positions) for block in self.each())
+
+    def each(self) -> list[Block]:
+        """The blocks."""
+        return [block for block in self if isinstance(block, Block)]
 
 
 def rotation_of(first: int, positions: int, width: int, base: float, device: torch.device | None = None) -> Rotation:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from experts.kinds import check_sizes
 from experts.mixture import MixtureLayer
-from routelab.backbones.attention import Block, KeyValues, rotation_of
+from routelab.backbones.attention import Block, Blocks, KeyValues, rotation_of
 from routelab.backbones.contract import Backbone, FeedForwardFactory, InputSpec, Slot
 from routelab.backbones.depths import BlockMixture
 from routers.contract import RouterInput, Routing, truncated_normal_
@@ -56,9 +56,9 @@ class Decoder(Backbone):
         if not 1 < rotary_base < math.inf:
             raise ValueError(f"rotary_base is {rotary_base}; it must be above 1 and finite")
         self.d_model, self.positions, self.vocab_size = d_model, inputs.shape[0], inputs.vocab_size
-        self.rotary_base = rotary_base
+        self.rotary_base, self.head_width = rotary_base, d_model // heads
         self.embedding = nn.Parameter(torch.zeros(self.vocab_size, d_model))
-        self.blocks = nn.ModuleList(
+        self.blocks = Blocks(
             Block(
                 d_model,
                 heads,
@@ -87,13 +87,9 @@ class Decoder(Backbone):
         """
         ids = x.long()
         before = caches[0].length if caches else 0
-        rotation = rotation_of(before, ids.shape[1], self._width, self.rotary_base, ids.device)
-        hidden, routings = F.embedding(ids, self.embedding), []
-        for index, block in enumerate(self.blocks):
-            cache = caches[index] if caches else None
-            hidden, routing = block(hidden, mask, token_ids=ids, rotation=rotation, cache=cache)
-            if routing is not None:
-                routings.append(routing)
+        rotation = rotation_of(before, ids.shape[1], self.head_width, self.rotary_base, ids.device)
+        embedded = F.embedding(ids, self.embedding)
+        hidden, routings = self.blocks(embedded, mask, token_ids=ids, rotation=rotation, caches=caches or ())
         return F.linear(self.norm(hidden), self.embedding if self.head is None else self.head), routings
 
     def token_embeddings(self) -> Tensor:
@@ -107,7 +103,7 @@ class Decoder(Backbone):
     def cacheable(self) -> bool:
         """Whether one token at a time gives what the whole sequence gives: not for routers that look at other tokens or
         positions (hash by bigram, expert choice), nor under a capacity in evaluation, nor where tokens skip blocks."""
-        layers = [block.feed_forward for block in self._blocks() if isinstance(block.feed_forward, MixtureLayer)]
+        layers = [block.feed_forward for block in self.blocks.each() if isinstance(block.feed_forward, MixtureLayer)]
         return all(
             not isinstance(layer, BlockMixture) and layer.eval_capacity_factor is None and _local(layer, self.vocab_size)
             for layer in layers
@@ -159,17 +155,10 @@ class Decoder(Backbone):
     def cost(self, examples: int) -> Cost:
         """The embedding is a lookup and costs no product."""
         head = matmul(examples * self.positions, self.d_model, self.outputs)
-        return sum((block.cost(examples, self.positions) for block in self._blocks()), head)
+        return self.blocks.cost(examples, self.positions) + head
 
     def recomputed(self, examples: int) -> float:
-        return sum(block.recomputed(examples, self.positions) for block in self._blocks())
-
-    @property
-    def _width(self) -> int:
-        return self.d_model // self._blocks()[0].attention.heads
-
-    def _blocks(self) -> list[Block]:
-        return [block for block in self.blocks if isinstance(block, Block)]
+        return self.blocks.recomputed(examples, self.positions)
 
 
 def draw(logits: Tensor, temperature: float, top_k: int | None, generator: torch.Generator | None) -> Tensor:

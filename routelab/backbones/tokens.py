@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from experts.kinds import check_sizes
-from routelab.backbones.attention import Block
+from routelab.backbones.attention import Block, Blocks
 from routelab.backbones.contract import Backbone, FeedForwardFactory, InputSpec, Slot
 from routelab.backbones.features import Row
 from routers.contract import Routing, truncated_normal_
@@ -46,7 +46,7 @@ class Tokens(Backbone):
         self.row = Row(inputs, d_model)
         self.weight = nn.Parameter(torch.zeros(self.row.numbers, d_model)) if self.row.numbers else None
         self.bias = nn.Parameter(torch.zeros(self.positions, d_model))
-        self.blocks = nn.ModuleList(
+        self.blocks = Blocks(
             Block(d_model, heads, feed_forward(Slot(index, d_model, self.positions, whole_block=True)))
             for index in range(depth)
         )
@@ -65,20 +65,12 @@ class Tokens(Backbone):
         numbers_BN, embedded = self.row(x)
         parts = [] if self.weight is None else [numbers_BN.unsqueeze(-1) * self.weight]
         hidden = torch.cat([*parts, *([] if embedded is None else [embedded])], dim=1) + self.bias
-        routings = []
-        for block in self.blocks:
-            hidden, routing = block(hidden)
-            if routing is not None:
-                routings.append(routing)
+        hidden, routings = self.blocks(hidden)
         return self.head(self.norm(hidden).mean(1)), routings
 
     def cost(self, examples: int) -> Cost:
         """Making tokens is elementwise and costs no product."""
-        blocks = [block.cost(examples, self.positions) for block in self._attending()]
-        return sum(blocks, matmul(examples, self.d_model, self.outputs))
+        return self.blocks.cost(examples, self.positions) + matmul(examples, self.d_model, self.outputs)
 
     def recomputed(self, examples: int) -> float:
-        return sum(block.recomputed(examples, self.positions) for block in self._attending())
-
-    def _attending(self) -> list[Block]:
-        return [block for block in self.blocks if isinstance(block, Block)]
+        return self.blocks.recomputed(examples, self.positions)

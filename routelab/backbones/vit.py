@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from experts.kinds import check_sizes
-from routelab.backbones.attention import Block
+from routelab.backbones.attention import Block, Blocks
 from routelab.backbones.contract import Backbone, FeedForwardFactory, InputSpec, Slot
 from routers.contract import Routing, truncated_normal_
 from routers.cost import Cost, matmul
@@ -45,7 +45,7 @@ class ViT(Backbone):
         self.positions = (height // patch_size) * (width // patch_size)
         self.patch = nn.Linear(channels * patch_size**2, d_model)
         self.position = nn.Parameter(torch.zeros(self.positions, d_model))
-        self.blocks = nn.ModuleList(
+        self.blocks = Blocks(
             Block(d_model, heads, feed_forward(Slot(index, d_model, self.positions, whole_block=True)))
             for index in range(depth)
         )
@@ -59,24 +59,16 @@ class ViT(Backbone):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, list[Routing]]:
         """(B, channels, height, width) -> (B, K)."""
         hidden = self.patch(patches(x, self.patch_size)) + self.position
-        routings = []
-        for block in self.blocks:
-            hidden, routing = block(hidden)
-            if routing is not None:
-                routings.append(routing)
+        hidden, routings = self.blocks(hidden)
         return self.head(self.norm(hidden).mean(1)), routings
 
     def cost(self, examples: int) -> Cost:
         embed = matmul(examples * self.positions, self.patch.in_features, self.d_model, input_gradient=False)
         head = matmul(examples, self.d_model, self.outputs)
-        blocks = [block.cost(examples, self.positions) for block in self._attending()]
-        return sum(blocks, embed + head)
+        return embed + self.blocks.cost(examples, self.positions) + head
 
     def recomputed(self, examples: int) -> float:
-        return sum(block.recomputed(examples, self.positions) for block in self._attending())
-
-    def _attending(self) -> list[Block]:
-        return [block for block in self.blocks if isinstance(block, Block)]
+        return self.blocks.recomputed(examples, self.positions)
 
 
 def patches(image: Tensor, size: int) -> Tensor:
