@@ -23,6 +23,7 @@ from routers.capacity import Priority
 from routers.contract import Router
 from routers.errors import UsageError, unknown
 from routers.options import check_options, option_names
+from routers.plans import Ragged, TopK
 from routers.registry import ROUTERS, build_router
 
 LAYER_OPTIONS = ("capacity_factor", "eval_capacity_factor", "capacity_group", "priority", "kernel", "latent_dim")
@@ -116,6 +117,12 @@ class Routed(SingleBackbone):
                 num_experts=count + len(free),
                 **{**self._wanted(offered), **router_options},
             )
+        for name in ("capacity_factor", "eval_capacity_factor"):
+            if layer_options.get(name) is not None and not isinstance(router.probe_plan(1, 2), (TopK, Ragged)):
+                raise ValueError(
+                    f"router.{name} is {layer_options[name]}; capacity limits the choices of tokens, and the plan of "
+                    "this router has a size of its own: leave it out"
+                )
         always = self.shared(router)
         if whole_block:
             if always:

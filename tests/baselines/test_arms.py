@@ -206,6 +206,18 @@ def test_shared_experts_default_to_the_router_s_own(name, number):
     assert arm_of(name, experts={"count": 4, "hidden": 24, "shared": 0}).mixtures[0].shared is None
 
 
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [("soft", "capacity_factor"), ("mixture_of_depths", "capacity_factor"), ("expert_choice", "eval_capacity_factor"),
+     ("dense_gate", "capacity_factor")],
+)  # fmt: skip
+def test_a_capacity_that_would_limit_nothing_is_refused(name, option):
+    """It was taken, and changed nothing: a grid of it would compare an arm with itself."""
+    with pytest.raises(UsageError, match=f"router.{option} is 1.5; capacity limits the choices of tokens"):
+        arm_of(name, router={option: 1.5})
+    assert arm_of(name, router={option: None}).mixtures
+
+
 def test_moe_every():
     arm = arm_of("topk", backbone={**BACKBONE, "depth": 4, "moe_every": 2})
     routed = [isinstance(block.feed_forward, MixtureLayer) for block in arm.network.blocks]
