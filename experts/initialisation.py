@@ -18,11 +18,12 @@ def initialise(root: nn.Module, seed: int) -> None:
     """Draw every parameter of `root` afresh.
 
     A module with `init_parameters(generator)` draws from generators of its own parameter names; any other that owns
-    parameters and has `reset_parameters()` (torch's do) is reset under a seed of its module name. An expert bank takes the
-    name of the dense feed-forward that it stands for: "blocks.0.feed_forward.experts" is keyed as
+    parameters and has `reset_parameters()` (torch's do) is reset under a seed of its module name. Parts come before the
+    whole: what a module draws for its parts, such as a router for a linear layer inside it, stands. An expert bank takes
+    the name of the dense feed-forward that it stands for: "blocks.0.feed_forward.experts" is keyed as
     "blocks.0.feed_forward".
     """
-    for path, module in root.named_modules():
+    for path, module in reversed(list(root.named_modules())):
         name = path.removesuffix(".experts")
         if hasattr(module, "init_parameters"):
             module.init_parameters(keyed(seed, name))

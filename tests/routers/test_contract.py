@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from experts.initialisation import initialise
 from routers.contract import Router, Routing
 from routers.plans import TopK
 from routers.registry import ROUTERS, build_router
@@ -89,3 +90,31 @@ def test_sizing_a_router_waits_for_no_other_process(monkeypatch):
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
     monkeypatch.setattr(torch.distributed, "all_reduce", never)
     assert {name: build_router(name, d_model=D, num_experts=E).cost(2, 5) for name in ROUTERS.names()} == expected
+
+
+class WithALinearLayer(Router):
+    def __init__(self, d_model, num_experts):
+        super().__init__(d_model, num_experts)
+        self.gate = nn.Linear(d_model, num_experts)
+
+    def forward(self, inputs):
+        weight, expert = self.gate(inputs.x_TD).softmax(-1).topk(1)
+        return Routing(TopK(expert, weight, self.num_experts))
+
+
+class Zeroed(WithALinearLayer):
+    def init_parameters(self, generator):
+        nn.init.zeros_(self.gate.weight)
+
+
+def test_what_a_router_draws_for_its_parts_stands():
+    """torch's own layers have a reset of their own, of which a router's initial values know nothing."""
+    router, zeroed = WithALinearLayer(256, E), Zeroed(256, E)
+    for each in (router, zeroed):
+        initialise(each, 0)
+    assert router.gate.weight.abs().max() <= 0.04, "at most two deviations of 0.02"
+    assert router.gate.weight.std() > 0.015
+    assert not zeroed.gate.weight.any()
+    again = WithALinearLayer(256, E)
+    initialise(again, 0)
+    assert torch.equal(again.gate.bias, router.gate.bias), "torch's reset, by the seed and the name"
