@@ -106,7 +106,8 @@ def _costs(arms: Mapping[str, Any]) -> Grid:
             _beside(arm.get("active_params"), arm.get("active_ratio")),
             _beside(arm.get("total_params"), arm.get("total_ratio")),
             f"{short(arm.get('flops_model'))}{before}",
-            *(short(arm.get(key)) for key in ("flops_executed", "steps", "seconds")),
+            # A reference outside the loop takes no steps.
+            *(short(arm.get(key) or None) for key in ("flops_executed", "steps", "seconds")),
             _percent(arm.get("drop_rate")),
             short(arm.get("load_cv")),
             {True: "yes", False: "no"}.get(arm.get("causal"), NOTHING),

@@ -18,7 +18,7 @@ from routers.errors import PluginError, UsageError, unknown
 class ArmChoice:
     """One row of a comparison: its label, the arm's description, and the optimizer it is trained with.
 
-    rates: the learning rates to choose from on validation; `optimizer.lr` is the first.
+    rates: the learning rates to choose from on validation, for arms that train in the loop; `optimizer.lr` is the first.
     own: dotted names of what the arm's own entry in `arms` says, which makes it this arm and no other.
     entry: the number of the item of `arms` that it comes from. varied: the options that this item varies, with this row's values.
     times: how many times the configuration's budget it has. init: the run that it begins from, of which it takes its weights or
@@ -149,6 +149,8 @@ def _choice(config: Config, name: str, label: str, options: Mapping[str, Any]) -
             )
         said.append(key)
     rates = rates_of(optimizer["lr"], "optimizer.lr")
+    if arm_class(name).fit_outside_loop:
+        rates = rates[:1]  # It has no learning rate to choose.
     check_init(init["from"], init["take"], f"arm {label!r}: init")
     first = Optimizer(**{**optimizer, "lr": rates[0]})
     check_optimizer(first)

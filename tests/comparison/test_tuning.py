@@ -50,6 +50,11 @@ def test_rates_of_one_arm_and_of_all():
     ]
 
 
+def test_a_reference_outside_the_loop_has_no_rate_to_choose():
+    config = resolve(["optimizer.lr=[0.001,0.01]"]).config
+    assert [choice.rates for choice in arm_choices(config, ["dense", "random_forest"])] == [(0.001, 0.01), (0.001,)]
+
+
 @pytest.mark.parametrize("value", ["0", "-1", "[]", "[0.1,0.1]", "[0.1,-1]", "fast", "true"])
 def test_wrong_rates(value):
     with pytest.raises(UsageError, match=r"^optimizer\.lr="):
