@@ -23,8 +23,8 @@ from experts.zero_compute import split
 from routelab.analysis.runs import TrainedRun
 from routelab.analysis.served import Options, Served, held_to, how_served, most_slots
 from routelab.analysis.serving_time import timed_steps
-from routelab.analysis.trace import by_batch, fewest_misses, hit_rate, in_use, misses_of, shuffled, trace_of
-from routelab.comparison.statistics import Interval, grouped_interval, mean_interval
+from routelab.analysis.trace import Trace, by_batch, fewest_misses, hit_rate, in_use, misses_of, shuffled, trace_of
+from routelab.comparison.statistics import Interval, grouped_interval
 from routers.contract import Routing
 from routers.errors import UsageError
 from routers.plans import Blend, PerExpert, Plan, Slots, share_TE
@@ -58,9 +58,10 @@ def serve_cost(
         slots = slots_to_try(most) if options.slots is None else [number for number in options.slots if number <= most]
         chosen, loss = _choices(run, how)
         sizes = [size for size in BATCH_SIZES if size <= len(run.sample)]
+        block_N, _ = run.blocks()
         rows = []
         for number, size in enumerate(sizes):
-            counted = _counted(chosen, size, how, file, slots, options)
+            counted = _counted(chosen, size, how, file, slots, options, block_N)
             timed: dict[int, dict[str, Any]] = {}
             if options.steps:
                 timed = timed_steps(run, how, file, few(slots), options, size)
@@ -87,7 +88,7 @@ def serve_cost(
             "cold": options.cold,
             "device": str(device),
             "threads": torch.get_num_threads(),
-            "loss": grouped_interval(loss, run.blocks()[0]).as_dict(),
+            "loss": grouped_interval(loss, block_N).as_dict(),
             "rows": rows,
         }
 
@@ -161,18 +162,22 @@ def _note(found: list[Array], examples: int) -> Callable[[MixtureLayer, tuple[An
 
 
 def _counted(
-    chosen: list[Array], size: int, how: Served, file: ExpertFile, slots: list[int], options: Options
+    chosen: list[Array], size: int, how: Served, file: ExpertFile, slots: list[int], options: Options, block_N: Array
 ) -> list[dict[str, Any]]:
     """Bytes and hit rates for each number of slots, from the choices alone."""
-    at_once = how.mode == "pass"
-    trace = trace_of(chosen, size, how.prompt, file.unit, at_once=at_once)
-    dealt = shuffled(chosen, how.prompt, how.whole_model, seed=0)
-    by_chance = trace_of(dealt, size, how.prompt, file.unit, at_once=at_once)
+
+    def traced(chosen: list[Array]) -> Trace:
+        return trace_of(chosen, size, how.prompt, file.unit, at_once=how.mode == "pass")
+
+    trace = traced(chosen)
+    by_chance, within = (traced(shuffled(chosen, how.prompt, how.whole_model, seed=0, within=each)) for each in (False, True))
+    # A batch of several examples holds windows of as many documents.
+    block_B = np.unique(block_N, return_inverse=True)[1] if size == 1 else np.arange(len(block_N) // size)
     rows = []
     for number in slots:
-        read, least, drawn = (
+        read, least, drawn, mixed = (
             find(of, number, file.units, options.per_layer)
-            for find, of in ((misses_of, trace), (fewest_misses, trace), (misses_of, by_chance))
+            for find, of in ((misses_of, trace), (fewest_misses, trace), (misses_of, by_chance), (misses_of, within))
         )
         taken = by_batch(trace, read) * file.unit_bytes
         prompts = by_batch(trace, read, counted=False) * file.unit_bytes
@@ -182,16 +187,17 @@ def _counted(
             "resident": held,
             "resident_bytes": held * file.unit_bytes,
             "resident_share": held / len(file.units),
-            "bytes_per_token": _bytes(taken / trace.tokens).as_dict(),
-            "bytes_per_example": _bytes((taken + prompts) / size).as_dict(),
-            "hit_rate": hit_rate(trace, read).as_dict(),
-            "optimum": hit_rate(trace, least).mean,
-            "chance": hit_rate(by_chance, drawn).mean,
+            "bytes_per_token": _bytes(taken / trace.tokens, block_B).as_dict(),
+            "bytes_per_example": _bytes((taken + prompts) / size, block_B).as_dict(),
+            "hit_rate": hit_rate(trace, read, block_B).as_dict(),
+            "optimum": hit_rate(trace, least, block_B).mean,
+            "chance": hit_rate(by_chance, drawn, block_B).mean,
+            "within": hit_rate(within, mixed, block_B).mean,
         })  # fmt: skip
     return rows
 
 
-def _bytes(values: Array) -> Interval:
-    """Their mean over batches; at least 0."""
-    found = mean_interval(values.tolist())
+def _bytes(values: Array, block_B: Array) -> Interval:
+    """Their mean over batches, and its interval over blocks of them; at least 0."""
+    found = grouped_interval(values, block_B)
     return replace(found, low=max(found.low, 0.0))

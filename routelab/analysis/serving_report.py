@@ -44,7 +44,7 @@ def names_of(found: Sequence[Found]) -> list[str]:
 def csv_rows(found: Sequence[Found]) -> list[list[Any]]:
     """A header, then a row for each run, batch size and number of slots."""
     intervals = ("bytes_per_token", "bytes_per_example", "hit_rate", "ratio", "work_ratio")
-    plain_keys = ("chance", "optimum", "milliseconds", "milliseconds_p95", "in_memory_milliseconds", "ratio_p95", "prompt_milliseconds",
+    plain_keys = ("chance", "within", "optimum", "milliseconds", "milliseconds_p95", "in_memory_milliseconds", "ratio_p95", "prompt_milliseconds",
                   "storage_bytes_per_token", "outputs_equal", "outputs_apart", "steps")  # fmt: skip
     head = ["run", "seed", "unit", "unit_bytes", "mode", "prompt", "batch", "slots", "units", "per_layer", "cold", "resident_bytes",
             "resident_share"]  # fmt: skip
@@ -186,15 +186,17 @@ def _stability(name: str, each: Found, row: Found) -> str:
             f"{name}: every token needs every expert of a layer, whatever it is, so there is no choice to be stable; {where} "
             f"{percent(row['hit_rate']['mean'])} of the requests find their expert there."
         )
-    hit, chance = row["hit_rate"], row["chance"]
+    hit, chance, within = row["hit_rate"], row["chance"], row["within"]
     verdict = "no difference from chance is shown"
-    if bounded(hit) and hit["low"] > chance:
-        verdict = "more than by chance: its choices last"
+    if bounded(hit) and hit["low"] > max(chance, within):
+        verdict = "more than either: its choices last"
+    elif bounded(hit) and hit["low"] > chance:
+        verdict = "more than by chance, as texts keep to experts of their own; in what order is not shown to matter"
     elif bounded(hit) and hit["high"] < chance:
         verdict = "less than by chance: its choices alternate"
     return (
         f"{name}: {where} {interval(hit, 3, percent)} of the requests for an expert find it there, {percent(chance)} by chance under the same "
-        f"load, {percent(row['optimum'])} at best; {verdict}."
+        f"load, {percent(within)} with each text's tokens in any order, {percent(row['optimum'])} at best; {verdict}."
     )
 
 

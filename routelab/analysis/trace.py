@@ -62,9 +62,10 @@ def trace_of(
     return Trace(units, np.array(batches), np.array(counted), len(chosen), tokens)
 
 
-def shuffled(chosen: Sequence[Array], prompt: int, together: bool, seed: int) -> list[Array]:
+def shuffled(chosen: Sequence[Array], prompt: int, together: bool, seed: int, *, within: bool = False) -> list[Array]:
     """The choices of all tokens dealt out anew: as many tokens with each set of experts as before, in no order. Those of
-    prompts stay in prompts. together: layers that choose alike are dealt out alike; otherwise each by itself."""
+    prompts stay in prompts. together: layers that choose alike are dealt out alike; otherwise each by itself. within: those of
+    a text stay in the text."""
     random = np.random.default_rng(seed)
     out = []
     for layer, chosen_NSE in enumerate(chosen):
@@ -72,6 +73,10 @@ def shuffled(chosen: Sequence[Array], prompt: int, together: bool, seed: int) ->
             random = np.random.default_rng(seed)
         dealt = chosen_NSE.copy()
         for part in (slice(0, prompt), slice(prompt, None)):
+            if within:
+                order_NS = random.random(chosen_NSE[:, part].shape[:2]).argsort(1)
+                dealt[:, part] = np.take_along_axis(chosen_NSE[:, part], order_NS[..., None], 1)
+                continue
             flat = chosen_NSE[:, part].reshape(-1, chosen_NSE.shape[-1])
             dealt[:, part] = flat[random.permutation(len(flat))].reshape(dealt[:, part].shape)
         out.append(dealt)
@@ -167,12 +172,12 @@ def by_batch(trace: Trace, values: Array, counted: bool = True) -> Array:
     return np.bincount(trace.batch[which], values[which], trace.batch.max() + 1)
 
 
-def hit_rate(trace: Trace, misses: Array) -> Interval:
+def hit_rate(trace: Trace, misses: Array, block_B: Array) -> Interval:
     """The share of the requests that count that found their expert in memory; a request is one layer's for one expert in one step.
-    misses: units read for each request of the trace.
+    misses: units read for each request of the trace. block_B: which batches of examples hang together, as numbers from 0.
 
-    Its t-interval is over batches of examples (`ratio_interval`). Bounds lie between 0 and 1; NaN where nothing is asked for.
+    Its t-interval is over blocks (`ratio_interval`). Bounds lie between 0 and 1; NaN where nothing is asked for.
     """
-    asked, missed = by_batch(trace, trace.asked), by_batch(trace, misses)
+    asked, missed = (np.bincount(block_B, by_batch(trace, values)) for values in (trace.asked, misses))
     found = ratio_interval(asked - missed, asked)
     return replace(found, low=max(found.low, 0.0), high=min(found.high, 1.0))

@@ -145,19 +145,21 @@ def test_layers_with_slots_of_their_own():
 def test_hits_are_requests_that_find_their_expert():
     """Two batches of two counted requests each; the prompts' requests, misses all of them, are left out."""
     trace = Trace([[0], [0, 1], [1], [0], [2, 3], [3, 0]], np.repeat([0, 1], 3), np.array([False, True, True] * 2), 1, 2)
-    found = hit_rate(trace, np.array([1, 1, 0, 1, 2, 1]))
+    two = np.arange(2)
+    found = hit_rate(trace, np.array([1, 1, 0, 1, 2, 1]), two)
     # 3 asked for and 1 read, then 4 and 3: of 7, 3 were there.
     assert found.mean == pytest.approx(3 / 7)
     assert (found.low, found.high) == (0, 1), "two batches bound it by nothing"
-    assert hit_rate(trace, np.zeros(6)).mean == 1
-    assert hit_rate(trace, trace.asked).mean == 0
-    assert np.isnan(hit_rate(replace(trace, units=[[]] * 6), np.zeros(6)).mean), "nothing was asked for"
+    assert hit_rate(trace, np.zeros(6), two).mean == 1
+    assert hit_rate(trace, trace.asked, two).mean == 0
+    assert hit_rate(trace, np.array([1, 1, 0, 1, 2, 1]), np.zeros(2, dtype=int)).n == 1, "batches that hang together are one"
+    assert np.isnan(hit_rate(replace(trace, units=[[]] * 6), np.zeros(6), two).mean), "nothing was asked for"
 
 
 def test_the_interval_of_a_hit_rate_is_that_of_a_mean_where_all_ask_alike():
     hits = [4, 7, 5, 6, 8]
     trace = Trace([list(range(10))] * 5, np.arange(5), np.ones(5, dtype=bool), 1, 1)
-    found, wanted = hit_rate(trace, 10 - np.array(hits)), mean_interval([each / 10 for each in hits])
+    found, wanted = hit_rate(trace, 10 - np.array(hits), np.arange(5)), mean_interval([each / 10 for each in hits])
     assert (found.mean, found.low, found.high) == pytest.approx((wanted.mean, wanted.low, wanted.high))
 
 
@@ -168,7 +170,7 @@ def test_adapters_that_take_turns_are_read_in_every_layer_and_hit_by_one_in_thre
     trace = trace_of([chosen, chosen], 3, 1, lambda layer, expert: expert)
     read = misses_of(trace, 1, [0, 1, 2])
     assert read[trace.counted].tolist() == [2, 2] * 4
-    assert hit_rate(trace, read).mean == pytest.approx(1 / 3)
+    assert hit_rate(trace, read, np.zeros(1, dtype=int)).mean == pytest.approx(1 / 3)
     assert by_batch(trace, read) / trace.tokens == pytest.approx(4 / 3), "units a token"
 
 
@@ -187,6 +189,25 @@ def test_chance_has_the_same_load_and_keeps_prompts_apart():
             assert sets[0] == sets[1]
     alike = shuffled([FIRST, FIRST], 1, together=True, seed=1)
     assert np.array_equal(*alike)
+
+
+def test_texts_with_experts_of_their_own_are_above_chance_in_any_order():
+    """Two experts of four for each text, drawn for every token: the order of a text's tokens is nothing special."""
+    random = np.random.default_rng(0)
+    expert = random.integers(0, 2, (20, 100)) + 2 * random.integers(0, 2, 20)[:, None]
+    chosen = np.eye(4, dtype=bool)[expert]
+    dealt = shuffled([chosen], 10, False, 0, within=True)[0]
+    for part in (slice(0, 10), slice(10, 100)):
+        assert (dealt[:, part].sum(1) == chosen[:, part].sum(1)).all(), "a text keeps its own, and its prompt"
+    assert not np.array_equal(dealt, chosen)
+
+    def hits(chosen):
+        trace = trace_of([chosen], 1, 10, number)
+        return hit_rate(trace, misses_of(trace, 1, [0]), np.arange(20))
+
+    found = hits(chosen)
+    assert found.low < hits(dealt).mean < found.high
+    assert hits(shuffled([chosen], 10, False, 0)[0]).mean < found.low - 0.1
 
 
 def test_a_stable_choice_reads_less_than_chance():
