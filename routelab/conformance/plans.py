@@ -161,6 +161,18 @@ def nominal_rows(subject: Subject) -> None:
         require(run == nominal, f"{groups} groups of {positions} tokens run {run:g} rows; `nominal_rows` says {nominal:g}")
 
 
+@rule("`shares`, where a router has any, are a part above 0 of all choices for each expert, and sum to 1.")
+def shares(subject: Subject) -> None:
+    found = subject.router().shares(torch.device("cpu"))
+    if found is None:
+        raise DoesNotApplyError("its experts are meant to take equal parts")
+    wanted = f"({subject.num_experts},) in torch.float64"
+    fits = found.shape == (subject.num_experts,) and found.dtype == torch.float64
+    require(fits, f"they have shape {tuple(found.shape)} in {found.dtype}; it must be {wanted}")
+    require(bool((found > 0).all()), f"one of them is {float(found.min()):.3g}")
+    require(abs(float(found.sum()) - 1) < 1e-9, f"they sum to {float(found.sum()):.3g}")
+
+
 def _free(layer: MixtureLayer, routing: Routing) -> int:
     """How many of a plan's choices are of zero-compute experts."""
     if layer.zero_compute is None or not isinstance(routing.plan, (TopK, Ragged)):

@@ -282,6 +282,13 @@ class WrongRows(Linear):
         return float(groups * positions)
 
 
+class SharesOfTwo(Linear):
+    """Twice the room, and twice the nominal cost, that was meant."""
+
+    def shares(self, device):
+        return torch.full((self.num_experts,), 2 / self.num_experts, dtype=torch.float64, device=device)
+
+
 class HiddenState(Linear):
     """A plain attribute, which no checkpoint holds, moves the weights."""
 
@@ -328,7 +335,7 @@ BROKEN = {
     Unsorted: "best_first", ChangesItsInput: "inputs_unchanged", NarrowIndices: "shapes", DoubleWeights: "shapes",
     NotANumber: "values", NegativeWeights: "values", OneExpertTwice: "values", NoiseInEvaluation: "quiet_evaluation",
     NoiseOfItsOwn: "determinism", SelectsInHalfPrecision: "float32_selection", HeedsNoMask: "padding",
-    NormalisedOverTheBatch: "batch_coupling", WrongFormula: "cost", WrongRows: "nominal_rows", HiddenState: "save_and_load",
+    NormalisedOverTheBatch: "batch_coupling", WrongFormula: "cost", WrongRows: "nominal_rows", SharesOfTwo: "shares", HiddenState: "save_and_load",
     NeedsTwoTokens: "smallest", OnlyEvenWidths: "any_shape",
 }  # fmt: skip
 
