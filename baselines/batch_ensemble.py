@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from baselines.contract import ArmSpec, ParameterGroup, StepLoss
 from baselines.members import MemberArm, MemberOptions, member_seed
 from baselines.single import SingleBackbone
-from baselines.stack import ALL, Networks, Outputs
+from baselines.stack import ALL, Networks, Outputs, keeps_state
 from baselines.task import Batch, Task
 from baselines.together import Together
 from experts.initialisation import key
@@ -50,6 +50,11 @@ class BatchEnsemble(MemberArm):
     def check(self, task: Task) -> None:
         if self.template.mixtures:
             raise ValueError(f"base is {self.options.base!r}; it must be dense, whose matrices the members share")
+        if keeps_state(self.template.network):
+            raise ValueError(
+                f"backbone {self.template.backbone_name(task)!r} keeps state in buffers, as batch norm does, which members "
+                "that share a network cannot"
+            )
         if self.options.scaling not in INITIAL:
             raise ValueError(f"scaling is {self.options.scaling!r}; it must be one of {', '.join(INITIAL)}")
 

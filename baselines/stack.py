@@ -57,8 +57,12 @@ def networks_of(members: Sequence[SingleBackbone], template: SingleBackbone) -> 
     """Members side by side where that gives the same, which it does not where rows are dispatched by the data, or where a
     network keeps state of its own in buffers. template: one more, which knows what one member costs."""
     routed = any(member.mixtures for member in members)
-    own_state = any(name in members[0].network.state_dict() for name, _ in members[0].network.named_buffers())
-    return OneByOne(members) if routed or own_state else SideBySide(members, template)
+    return OneByOne(members) if routed or keeps_state(members[0].network) else SideBySide(members, template)
+
+
+def keeps_state(network: nn.Module) -> bool:
+    """Whether it has buffers that a checkpoint holds, as batch norm does."""
+    return any(name in network.state_dict() for name, _ in network.named_buffers())
 
 
 class SideBySide(Networks):

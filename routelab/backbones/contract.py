@@ -121,6 +121,10 @@ def _count(backbone: Backbone, examples: int) -> Cost:
             stack.callback(setattr, module, "training", module.training)
             # In training, batch norm would learn from these inputs; recurrent networks on a GPU have no other backward.
             module.training = isinstance(module, nn.RNNBase)
+        if not any(parameter.requires_grad for parameter in backbone.parameters()):
+            # A member whose stage is over, or a teacher: what training it costs is known of it all the same.
+            stack.callback(backbone.requires_grad_, False)
+            backbone.requires_grad_(True)
         for layer in layers:
             through: Any = (lambda x, *_, **__: (x, None)) if isinstance(layer, MixtureLayer) else (lambda x: x)
             layer.__dict__["forward"] = through

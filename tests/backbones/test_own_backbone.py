@@ -8,6 +8,7 @@ from baselines.contract import ArmSpec, make_arm
 from baselines.task import Task
 from routelab.backbones.contract import BACKBONES, Backbone, InputSpec, Slot
 from routelab.comparison.compare import compare
+from routers.errors import UsageError
 from routers.loading import load_plugin
 from routers.registry import only_for_now
 
@@ -80,6 +81,11 @@ def test_counting_leaves_a_network_as_it_was(training):
         network = make_arm(ArmSpec("dense", {"name": "normed"}), task, 0).network.train(training)
         before = {name: value.clone() for name, value in network.state_dict().items()}
         assert network.cost(1).forward * 5 == network.cost(5).forward > 0
+        # Frozen, as a member whose stage is over and a teacher are, it costs what it did.
+        assert network.requires_grad_(False).cost(10) == 2 * network.cost(5)
+        assert not any(parameter.requires_grad for parameter in network.parameters())
+        with pytest.raises(UsageError, match="backbone 'normed' keeps state in buffers, as batch norm does"):
+            make_arm(ArmSpec("batch_ensemble", {"name": "normed"}), task, 0)
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert all(module.training is training for module in network.modules())
 
