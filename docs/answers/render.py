@@ -182,7 +182,8 @@ def spread(values: Iterable[float], form: str = ".2f") -> str:
     found = list(values)
     mean = statistics.mean(found)
     half = float(student.ppf(0.975, len(found) - 1)) * statistics.stdev(found) / math.sqrt(len(found))
-    return f"{mean:{form}} [{mean - half:{form}}, {mean + half:{form}}]"
+    # z: no minus before what rounds to zero.
+    return f"{mean:z{form}} [{mean - half:z{form}}, {mean + half:z{form}}]"
 
 
 def largest_p(runs: Sequence[Any]) -> float:
