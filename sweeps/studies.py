@@ -233,7 +233,10 @@ def find(name: str, storage: str | None) -> Studies:
     folder = Path(name)
     noted = read_json(folder / POINTER) or read_json(Path("results") / name / POINTER) or {}
     url = storage or noted.get("storage")
-    if url is None:
+    if not isinstance(url, str):
+        for place in (folder / POINTER, Path("results") / name / POINTER):
+            if place.is_file():
+                raise UsageError(f"study {name!r}: {str(place)!r} is damaged; say where the study lies with --storage URL")
         known = sorted(path.parent.name for path in Path("results").glob(f"*/{POINTER}"))
         raise (
             unknown("study", name, known)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from routelab.cli.screen import console, number_of, watching
+from routelab.cli.screen import console, number_of, print_json, watching
 from routers.errors import UsageError, unknown
 
 
@@ -18,7 +17,6 @@ def analyze(run: str, uri: str, output: str | None, examples: int | None, as_jso
     from routelab.analysis.report import sample_line, write_analysis
     from routelab.analysis.runs import open_run
     from routelab.comparison.compare import check_writable
-    from routelab.training.record import plain
     from routelab.training.stored import leave
 
     out = console(quiet=as_json)
@@ -31,7 +29,7 @@ def analyze(run: str, uri: str, output: str | None, examples: int | None, as_jso
     if opened.run_id is not None:
         leave(uri, opened.run_id, written, "analysis")
     if as_json:
-        print(json.dumps(plain({name: value for name, value in found.items() if name != "first"})))
+        print_json({name: value for name, value in found.items() if name != "first"})
         return
     out.print(f"{opened.name}: {sample_line(found)}")
     for sentence in sentences(found):
@@ -54,7 +52,7 @@ def clock(run: str, uri: str, output: str | None, sizes: str, options: Any, as_j
     from routelab.comparison.compare import check_writable
     from routelab.comparison.figures import save_figures
     from routelab.comparison.tables import write_csv
-    from routelab.training.record import plain, write_json
+    from routelab.training.record import write_json
     from routelab.training.stored import leave
 
     out = console(quiet=as_json)
@@ -73,7 +71,7 @@ def clock(run: str, uri: str, output: str | None, sizes: str, options: Any, as_j
     if opened.run_id is not None:
         leave(uri, opened.run_id, places, "clock")
     if as_json:
-        print(json.dumps(plain(found)))
+        print_json(found)
         return
     out.print(f"{opened.name}. {machine(found)}")
     out.print(_clock_table(found))
@@ -130,7 +128,6 @@ def serve_cost(runs: list[str], uri: str, output: str | None, examples: int | No
     from routelab.analysis.serving import serve_cost
     from routelab.analysis.serving_report import ABOUT, COLUMNS, about_rows, batch_rows, batches_of, sentences, write_serving
     from routelab.comparison.compare import check_writable
-    from routelab.training.record import plain
     from routelab.training.stored import leave
 
     out, slots = console(quiet=as_json), options["slots"]
@@ -152,7 +149,7 @@ def serve_cost(runs: list[str], uri: str, output: str | None, examples: int | No
         if run.run_id is not None:
             leave(uri, run.run_id, written, "serving")
     if as_json:
-        print(json.dumps(plain({"runs": found})))
+        print_json({"runs": found})
         return
     _table(out, "What is served", ABOUT, about_rows(found))
     for size in batches_of(found):

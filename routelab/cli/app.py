@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import warnings
 from collections.abc import Callable
@@ -117,7 +116,12 @@ def compare_command(
 
 
 def _show_config(resolved: Any, as_json: bool) -> None:
-    typer.echo(json.dumps(resolved.rows()) if as_json else resolved.describe())
+    from routelab.cli.screen import print_json
+
+    if as_json:
+        print_json(resolved.rows())
+    else:
+        typer.echo(resolved.describe())
 
 
 def _carry_out(resolved: Any, as_json: bool) -> None:
@@ -126,10 +130,7 @@ def _carry_out(resolved: Any, as_json: bool) -> None:
 
     done = screen.compare(resolved, quiet=as_json)
     if as_json:
-        from routelab.training.record import plain
-
-        # An interval of one seed has no bounds, and JSON has no NaN.
-        typer.echo(json.dumps(plain(done.summary)))
+        screen.print_json(done.summary)
     raise typer.Exit(1 if done.failed else 0)
 
 
@@ -170,9 +171,7 @@ def train_command(words: Words = None, as_json: AsJson = False, print_config: Sh
         return _show_config(resolved, as_json)
     run = screen.train(resolved, quiet=as_json)
     if as_json:
-        from routelab.training.record import plain
-
-        typer.echo(json.dumps(plain({key: value for key, value in run.record.items() if key not in ("curve", "load")})))
+        screen.print_json({key: value for key, value in run.record.items() if key not in ("curve", "load")})
     raise typer.Exit(0 if run.record["status"] == "ok" else 1)
 
 
@@ -310,8 +309,9 @@ def list_command(
 app.add_typer(sweep, name="sweep")
 
 check = typer.Typer(
-    help="Hold a part against the rules of its kind.\n\nExample: routelab check router topk", rich_markup_mode=None
-)
+    no_args_is_help=True, rich_markup_mode=None,
+    help="Hold a part against the rules of its kind.\n\nExample: routelab check router topk",
+)  # fmt: skip
 app.add_typer(check, name="check")
 
 
@@ -393,6 +393,7 @@ def doctor(as_json: AsJson = False) -> None:
 def ui(
     uri: Annotated[str, typer.Option(help="The tracking store.")] = _STORE,
     port: Annotated[int, typer.Option(help="The port on 127.0.0.1.")] = 5000,
+    as_json: AsJson = False,
 ) -> None:
     """Serve the MLflow UI on 127.0.0.1 over the tracking store.
 
@@ -400,7 +401,7 @@ def ui(
     """
     from routelab.cli import screen
 
-    raise typer.Exit(screen.serve(uri, port))
+    raise typer.Exit(screen.serve(uri, port, as_json))
 
 
 def main() -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from typing import Any, cast
 
 from rich.table import Table
 
-from routelab.cli.screen import console
+from routelab.cli.screen import console, print_json
 from routers.errors import UsageError
 from routers.registry import ROUTERS
 
@@ -43,7 +42,7 @@ def check_router(name: str, words: list[str], as_json: bool, in_processes: Seque
         checks += check_in_processes({name: (name, given)}, in_processes).values()
     failed = [check for check in checks if check.failed]
     if as_json:
-        print(json.dumps([dataclasses.asdict(check) for check in checks]))
+        print_json([dataclasses.asdict(check) for check in checks])
         return 1 if failed else 0
     view = Table(header_style="")
     for column in ("rule", "", "what it says, and what broke"):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from routelab.cli.screen import console
+from routelab.cli.screen import console, print_json
 from routelab.presets import preset
 from routelab.presets.architecture import Preset
 from routelab.presets.precision import precision
@@ -35,7 +34,7 @@ def count_preset(name: str, context: int | None, stored: str | None, as_json: bo
         raise UsageError(f"--context {context} must be at least 1")
     counted = counts(preset(name), context, stored or PRECISION)
     if as_json:
-        print(json.dumps(counted))
+        print_json(counted)
         return
     chosen = precision(stored or PRECISION)
     out, view = console(), Table(header_style="", title=counted["title"], title_justify="left")
@@ -116,7 +115,7 @@ def count_arms(resolved: Any, as_json: bool) -> int:
         for arm in matched
     ]
     if as_json:
-        print(json.dumps(rows))
+        print_json(rows)
     else:
         _show_arms(resolved, rows)
     return int(any(row["error"] for row in rows))

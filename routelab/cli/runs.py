@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from routelab.cli.screen import console, watching
-from routelab.training.record import plain
+from routelab.cli.screen import console, print_json, watching
 
 _WIDEST = 60
 
@@ -20,13 +18,15 @@ def replay(run: str, uri: str, as_json: bool) -> int:
     from routelab.comparison.replay import find_record, replay
 
     before, out = find_record(run, uri), console(quiet=as_json)
-    out.print(f"{before['arm']} on {before['data']}, seed {before['seed']}: {before['steps']} steps, recorded by "
-              f"`{(before.get('provenance') or {}).get('command')}`")  # fmt: skip
+    if before["status"] == "ok":
+        out.print(f"{before['arm']} on {before['data']}, seed {before['seed']}: {before['steps']} steps, recorded by "
+                  f"`{(before.get('provenance') or {}).get('command')}`")  # fmt: skip
     with watching(out) as show:
         done = replay(before, lambda share: show(0, 1, share))
     if as_json:
-        print(json.dumps({"equal": done.difference is None, "points": done.points, "difference": done.difference,
-                          "changed": done.changed}, default=str))  # fmt: skip
+        print_json(
+            {"equal": done.difference is None, "points": done.points, "difference": done.difference, "changed": done.changed}
+        )
     elif done.difference is None:
         out.print(f"equal to the last bit: all losses at {done.points} points of the curve, on validation and on test")
     else:
@@ -44,14 +44,14 @@ def report(experiments: list[str], as_json: bool) -> None:
     if len(experiments) == 1:
         path, summary = report_again(experiments[0])
         if as_json:
-            print(json.dumps(summary))
+            print_json(summary)
         out.print(summary["sentence"])
         out.print(f"Report: {path}")
         return
     place = Path("results") / "across.json"
     found = across(experiments, place=place)
     if as_json:
-        print(json.dumps(plain(found)))
+        print_json(found)
     grid = Table(header_style="")
     for name in ("arm", f"log loss vs {found['reference']} (IQM)", "probability of improvement", "mean rank", "data sets"):
         grid.add_column(name, justify="left" if name == "arm" else "right", no_wrap=True)
@@ -79,7 +79,7 @@ def explain(first: str, second: str, uri: str, as_json: bool) -> int:
     records, out = [find_record(run, uri) for run in (first, second)], console(quiet=as_json)
     found = explain(*records)
     if as_json:
-        print(json.dumps(found, default=str))
+        print_json(found)
         return 0
     if not any(found.values()):
         out.print("the two records are equal")

@@ -16,13 +16,19 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from routelab.training.record import plain
 from routers.errors import UsageError, unknown
 
 
 def console(quiet: bool = False) -> Console:
     """A console that never cuts text when its output is not a terminal."""
-    plain = Console(quiet=quiet, highlight=False, markup=False, soft_wrap=False)
-    return plain if plain.is_terminal else Console(quiet=quiet, highlight=False, markup=False, width=220)
+    terminal = Console(quiet=quiet, highlight=False, markup=False, soft_wrap=False)
+    return terminal if terminal.is_terminal else Console(quiet=quiet, highlight=False, markup=False, width=220)
+
+
+def print_json(value: Any) -> None:
+    """Print a value for machines, on one line. JSON has no NaN: it becomes null, as infinities do."""
+    print(json.dumps(plain(value), default=str), flush=True)
 
 
 @contextlib.contextmanager
@@ -133,7 +139,7 @@ def audit(resolved: Any, as_json: bool) -> int:
 
     found, out = audit(plan(resolved)), console(quiet=as_json)
     if as_json:
-        print(json.dumps([{**asdict(each), "worst": each.worst, "passed": each.passed} for each in found]))
+        print_json([{**asdict(each), "worst": each.worst, "passed": each.passed} for each in found])
     grid = Table(header_style="")
     for name in ("arm", "ledger", "torch's counter", "rows x cost", "largest difference"):
         grid.add_column(name, justify="left" if name == "arm" else "right", no_wrap=True)
@@ -320,7 +326,7 @@ def listing(kind: str | None, as_json: bool) -> None:
             for name, preset in PRESETS.items()
         ]
     if as_json:
-        print(json.dumps(rows))
+        print_json(rows)
         return
     out = console()
     view = Table(header_style="")
@@ -366,7 +372,7 @@ def new(kind: str, name: str, into: str, as_json: bool) -> None:
     paths = [str(path) for path in write(kind, name, into)]
     folder, router = os.path.normpath(os.path.join(into, name)), name.replace("-", "_")
     if as_json:
-        print(json.dumps({"name": router, "folder": folder, "files": paths}))
+        print_json({"name": router, "folder": folder, "files": paths})
         return
     out = console()
     out.print(f"Wrote {folder}: the router {router!r}, its tests, and a comparison. Next:")
@@ -378,8 +384,9 @@ def new(kind: str, name: str, into: str, as_json: bool) -> None:
         out.print(f"  {command}")
 
 
-def serve(uri: str, port: int) -> int:
-    """Run the MLflow UI until Ctrl-C."""
+def serve(uri: str, port: int, as_json: bool = False) -> int:
+    """Run the MLflow UI until Ctrl-C. as_json: say where as JSON, before it answers there."""
+    from routelab.training.store import shown
     from routelab.training.stored import ui_command
 
     if not 1 <= port <= 65535:
@@ -388,7 +395,10 @@ def serve(uri: str, port: int) -> int:
     if path != uri and not os.path.exists(path):
         raise UsageError(f"--uri {uri!r}: there is no such store yet; run routelab compare first")
     command, environment = ui_command(uri, port)
-    console().print(f"MLflow UI over {uri} on http://127.0.0.1:{port} (Ctrl-C ends it; it takes about ten seconds to start)")
+    address = f"http://127.0.0.1:{port}"
+    if as_json:
+        print_json({"uri": shown(uri), "address": address})
+    console(as_json).print(f"MLflow UI over {shown(uri)} on {address} (Ctrl-C ends it; it takes about ten seconds to start)")
     try:
         return subprocess.run(command, env={**os.environ, **environment}, check=False).returncode
     except KeyboardInterrupt:

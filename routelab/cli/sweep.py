@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -97,12 +96,12 @@ def status_command(study: Study, more: More = None, storage: Storage = None, as_
 
     Example: routelab sweep status first --json
     """
+    from routelab.cli.screen import console, print_json
+
     status = _find(study, more, storage).status()
     if as_json:
-        typer.echo(json.dumps(status))
+        print_json(status)
     else:
-        from routelab.cli.screen import console
-
         console().print(_rows(status))
 
 
@@ -112,12 +111,13 @@ def best_command(study: Study, more: More = None, storage: Storage = None, as_js
 
     Example: routelab sweep best first
     """
+    from routelab.cli.screen import print_json
     from sweeps.studies import plain_best
 
     studies = _find(study, more, storage)
     best = plain_best(studies)
     if as_json:
-        typer.echo(json.dumps(best))
+        print_json(best)
         return
     for label, found in best.items():
         for row in found["front"]:
@@ -134,11 +134,12 @@ def importance_command(study: Study, more: More = None, storage: Storage = None,
 
     Example: routelab sweep importance first
     """
+    from routelab.cli.screen import print_json
     from sweeps.export import importance
 
     found = importance(_find(study, more, storage))
     if as_json:
-        typer.echo(json.dumps(found))
+        print_json(found)
         return
     for label, parts in found.items():
         text = ", ".join(f"{key} {value:.2f}" for key, value in parts.items())
@@ -157,6 +158,7 @@ def export_command(
 
     Example: routelab sweep export first --into shared/
     """
+    from routelab.cli.screen import print_json
     from routelab.comparison.compare import check_writable
     from sweeps.export import export, rows
 
@@ -165,7 +167,7 @@ def export_command(
     check_writable(folder)
     paths = export(studies, folder)
     if as_json:
-        typer.echo(json.dumps(rows(studies)))
+        print_json(rows(studies))
     else:
         for path in paths:
             typer.echo(f"Wrote {path}")
@@ -288,13 +290,12 @@ def _short(value: Any) -> str:
 
 def _close(done: Any, as_json: bool) -> int:
     """Say what was found; the exit code."""
-    from routelab.cli.screen import console, table
-    from routelab.training.record import plain
+    from routelab.cli.screen import console, print_json, table
 
     failed = any(arm["given_up"] for arm in done.status["arms"].values()) or (done.comparison and done.comparison.failed)
     if as_json:
         found = {**done.status, "comparison": done.comparison and done.comparison.summary, "problems": done.problems}
-        typer.echo(json.dumps(plain(found)))
+        print_json(found)
         return 1 if failed else 0
     out = console()
     out.print(_rows(done.status))

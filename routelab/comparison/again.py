@@ -20,6 +20,10 @@ def cells_of(records: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
     return [[record["arm"], record["seed"], (record.get("provenance") or {}).get("cell")] for record in records]
 
 
+_KNOWN = {"cells", "arms", "reference", "metric", "sentence", "caveat", "tuned", "rows"}
+"""What a summary of this version has, and a damaged or older one may not."""
+
+
 def finished_comparison(name: str, results: Path = Path("results")) -> tuple[Path, dict[str, Any], list[dict[str, Any]]]:
     """Folder, summary and records of a comparison; UsageError if there is none.
 
@@ -27,10 +31,15 @@ def finished_comparison(name: str, results: Path = Path("results")) -> tuple[Pat
     """
     folder = next((place for place in (Path(name), results / name) if (place / "summary.json").is_file()), None)
     if folder is None:
+        for place in (Path(name), results / name):
+            if (place / "comparison.json").is_file():
+                raise UsageError(
+                    f"experiment {name!r} has not finished; the `routelab compare` that began it goes on where it stopped"
+                )
         there = sorted(path.parent.name for path in results.glob("*/summary.json"))
         raise unknown("experiment", name, there)
     summary = read_json(folder / "summary.json")
-    if summary is None or "cells" not in summary:
+    if summary is None or not summary.keys() >= _KNOWN or not isinstance(summary["cells"], list):
         raise UsageError(
             f"experiment {name!r}: {str(folder / 'summary.json')!r} is damaged, or of an older version; compare again"
         )

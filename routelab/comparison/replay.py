@@ -33,12 +33,17 @@ def find_record(run: str, uri: str | None, results: Path = Path("results")) -> d
     folder = run_folder(run, results)
     if folder is not None:
         found = read_json(folder / RECORD)
-        if found is None or not found.get("config"):
+        if found is None or not found.keys() >= {"arm", "seed", "data", "status"} or not found.get("config"):
             raise UsageError(f"run {run!r}: {str(folder / RECORD)!r} is damaged, or not the record of a run")
         return found
     if uri is None:
         raise UsageError(f"run {run!r} is no folder and no cell in {str(results / 'cells')!r}, and there is no store to ask")
-    return recorded(uri, run, RECORD)
+    try:
+        return recorded(uri, run, RECORD)
+    except UsageError as error:
+        raise UsageError(
+            f"run {run!r} is neither a run's folder, such as results/NAME/ARM-sSEED, nor a cell, nor a run in MLflow: {error}"
+        ) from error
 
 
 def run_folder(run: str, results: Path = Path("results")) -> Path | None:
@@ -64,8 +69,9 @@ def run_folder(run: str, results: Path = Path("results")) -> Path | None:
 
 def runs_of(comparison: Path) -> dict[str, Path]:
     """The runs of a comparison's folder, as ARM-sSEED, and where they lie; empty if it is none."""
-    cells = (read_json(comparison / "summary.json") or {}).get("cells") or []
-    return {f"{label}-s{seed}": cell_folder(comparison, str(key)) for label, seed, key in cells}
+    cells = (read_json(comparison / "summary.json") or {}).get("cells")
+    known = [cell for cell in cells if isinstance(cell, list) and len(cell) == 3] if isinstance(cells, list) else []
+    return {f"{label}-s{seed}": cell_folder(comparison, str(key)) for label, seed, key in known}
 
 
 def folder_of(run: str, record: Mapping[str, Any], uri: str | None, results: Path = Path("results")) -> Path:
@@ -87,19 +93,25 @@ def folder_of(run: str, record: Mapping[str, Any], uri: str | None, results: Pat
 
 
 def spec_of(record: Mapping[str, Any]) -> RunSpec:
-    """The specification that a record was trained with."""
+    """The specification that a record was trained with. UsageError if it is none of this version's."""
     config = record["config"]
-    return RunSpec(
-        label=str(record["arm"]),
-        arm=ArmSpec(**config["arm"]),
-        seed=config["seed"],
-        data=config["data"],
-        budget=Budget(**config["budget"]),
-        optimizer=Optimizer(**config["optimizer"]),
-        trainer=TrainerOptions(**config["trainer"]),
-        plugins=tuple(config["plugins"]),
-        init=Recorded(**config["init"]) if config.get("init") else None,
-    )
+    try:
+        return RunSpec(
+            label=str(record["arm"]),
+            arm=ArmSpec(**config["arm"]),
+            seed=config["seed"],
+            data=config["data"],
+            budget=Budget(**config["budget"]),
+            optimizer=Optimizer(**config["optimizer"]),
+            trainer=TrainerOptions(**config["trainer"]),
+            plugins=tuple(config["plugins"]),
+            init=Recorded(**config["init"]) if config.get("init") else None,
+        )
+    except (KeyError, TypeError) as error:
+        raise UsageError(
+            f"run {record.get('arm')}-s{record.get('seed')}: its record is damaged, or of another version of routelab "
+            f"({type(error).__name__}: {error}); train it again"
+        ) from error
 
 
 @dataclass(frozen=True)

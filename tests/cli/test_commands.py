@@ -17,18 +17,24 @@ def run(*words, cwd=None):
     return subprocess.run([*ROUTELAB, *words], capture_output=True, text=True, cwd=cwd, timeout=240, check=False)
 
 
-@pytest.mark.parametrize("command", [[], ["compare"], ["train"], ["list"], ["count"], ["doctor"], ["ui"], ["new"], ["distil"]])
-def test_help_has_an_example_and_loads_nothing_heavy(command):
-    code = (
-        "import sys; sys.argv=['routelab', *sys.argv[1:]]\nfrom routelab.cli.app import main\n"
-        "try:\n    main()\nexcept SystemExit as stop:\n"
-        "    heavy=[m for m in ('torch','mlflow','pytorch_lightning') if m in sys.modules]\n    sys.exit(f'loaded {heavy}' if heavy else stop.code)"
+def test_the_help_of_every_command_has_an_example_and_loads_nothing_heavy(tmp_path):
+    """In a process of its own, for what is loaded here."""
+    (tmp_path / "helps.py").write_text(
+        "import sys\nimport typer\nfrom routelab.cli.app import app, guarded\n\n"
+        "def walk(command, path):\n    yield path\n"
+        "    for name, each in getattr(command, 'commands', {}).items():\n        yield from walk(each, [*path, name])\n\n"
+        "for path in walk(typer.main.get_command(app), []):\n    print('>>>', *path)\n"
+        "    assert guarded(lambda: app([*path, '--help'], standalone_mode=False)) == 0\n"
+        "heavy = {'torch', 'mlflow', 'optuna', 'pytorch_lightning'} & set(sys.modules)\n"
+        "sys.exit(f'loaded {heavy}' if heavy else 0)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, *command, "--help"], capture_output=True, text=True, timeout=60, check=False
-    )
+    done = subprocess.run([sys.executable, "helps.py"], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
-    assert "Example: routelab" in done.stdout
+    pages = {page.partition("\n")[0].strip(): page for page in done.stdout.split(">>>")[1:]}
+    assert {"", "compare", "sweep run", "check router", "serve-cost"} <= set(pages)
+    assert [name for name, page in pages.items() if "Example: routelab" not in page] == []
+    groups = {"", "sweep", "check"}
+    assert [name for name, page in pages.items() if name not in groups and "--json" not in page] == []
 
 
 def test_list_is_json_for_machines_and_whole_for_people():
@@ -219,3 +225,46 @@ def test_doctor(tmp_path):
     assert {"torch", "cores", "data digits", "data mnist5k", "data flights", "data letter"} <= {
         row["name"] for row in json.loads(done.stdout)
     }
+
+
+def test_a_comparison_that_has_not_finished_is_no_unknown_one(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("results/half").mkdir(parents=True)
+    Path("results/half/comparison.json").write_text("{}")
+    assert guarded(lambda: app(["report", "half"], standalone_mode=False)) == 2
+    assert "experiment 'half' has not finished" in capsys.readouterr().err
+
+
+def test_no_command_shows_the_commands(capsys):
+    for words in ([], ["sweep"], ["check"]):
+        assert guarded(lambda words=words: app(words, standalone_mode=False)) == 2
+        said = "".join(capsys.readouterr())
+        assert "Error" not in said
+        assert "Commands:" in said
+
+
+RECORD = {"arm": "switch", "seed": 0, "data": "digits", "status": "ok", "steps": 1, "config": {"arm": 5, "budget": {}}}
+
+
+@pytest.mark.parametrize(
+    ("path", "content", "call", "part"),
+    [
+        ("summary.json", '{"cells": 5}', "report odd", "is damaged, or of an older version"),
+        ("summary.json", '{"cells": [], "arms": {}}', "report odd", "is damaged, or of an older version"),
+        ("summary.json", '{"cells": 5}', "replay results/odd/dense-s0", "neither a run's folder"),
+        ("record.json", '{"config": {"arm": 5}}', "replay results/odd", "is damaged, or not the record of a run"),
+        ("record.json", json.dumps(RECORD), "replay results/odd", "is damaged, or of another version of routelab"),
+        ("record.json", json.dumps(RECORD | {"status": "failed"}), "replay results/odd", "nothing to compare with"),
+        ("record.json", "[]", "explain results/odd results/odd", "is damaged, or not the record of a run"),
+        ("sweep.json", '{"storage": 7}', "sweep status odd", "say where the study lies with --storage URL"),
+        ("sweep.json", "x", "sweep status odd", "say where the study lies with --storage URL"),
+    ],
+)
+def test_what_is_damaged_or_older_is_said_in_one_sentence(path, content, call, part, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("results/odd").mkdir(parents=True)
+    Path("results/odd", path).write_text(content)
+    assert guarded(lambda: app(shlex.split(call), standalone_mode=False)) == 2
+    said = capsys.readouterr().err
+    assert part in said
+    assert len(said.strip().splitlines()) == 1
