@@ -103,7 +103,6 @@ def plan(resolved: Resolved) -> Plan:
     data = load(**config.data)
     origins, seeds = Origins.of(config, data), seed_list(config)
     choices = origins.choices(config.arms, seeds[0])
-    check_reference(choices, config.match)
     rows, reference = rows_of(config, data, choices)
     check_batch(config, data)
     if config.seeds == "auto" and reference is None:
@@ -113,7 +112,9 @@ def plan(resolved: Resolved) -> Plan:
     empty = Plan(resolved, rows, [], reference, data, origins)
     if config.seeds == "auto":
         empty.jobs_of(rows, range(config.verdict.most))  # What a later seed builds on is missed now, not then.
-    return replace(empty, jobs=empty.jobs_of(rows, seeds))
+    jobs = empty.jobs_of(rows, seeds)
+    check_reference(choices, config.match)
+    return replace(empty, jobs=jobs)
 
 
 def compare(

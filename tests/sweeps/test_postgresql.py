@@ -4,17 +4,20 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import sqlalchemy
 from optuna.trial import TrialState
 
 from routelab.training.config import resolve
-from sweeps.storage import Database, Heart, open_store, worker_id
+from sweeps.storage import Database, Heart, open_store, patiently, worker_id
 from sweeps.studies import Studies
 from sweeps.sweep import Sweep
-from sweeps.worker import claim
+from sweeps.trial import Outcome
+from sweeps.worker import claim, tell
 
 pgserver = pytest.importorskip("pgserver")
 
@@ -52,6 +55,35 @@ def test_two_workers_and_mlflow_share_one_database(words, server):
     assert {run.info.status for run in runs} <= {"FINISHED", "KILLED"}
 
 
+def test_connections_that_the_server_ended_are_made_anew(words, server, monkeypatch):
+    """As after its restart. Nothing asks beforehand whether a connection still lives."""
+    sweep = Sweep(resolve(words("study=ended", "trials=2", f"storage={server}")))
+    studies = sweep.open()
+    heart, waits, quick = Heart(studies.store, worker_id()), [], time.sleep
+
+    def sleep(seconds):
+        waits.append(seconds)
+        quick(seconds if seconds > 5 else 0.1)
+
+    monkeypatch.setattr("sweeps.storage.time.sleep", sleep)
+
+    def end_all():
+        found = sqlalchemy.create_engine(server.replace("postgresql://", "postgresql+psycopg://"))
+        with found.connect() as connection:
+            connection.execute(
+                sqlalchemy.text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()")
+            )
+        found.dispose()
+
+    end_all()
+    taken = patiently(lambda: claim(sweep, studies, worker_id(), heart))
+    assert taken is not None
+    end_all()
+    assert patiently(lambda: tell(studies, taken, Outcome(TrialState.COMPLETE, [1.0]), worker_id()))
+    assert [each for each in waits if each <= 5]
+    assert studies.status()["states"] == {"COMPLETE": 1, "WAITING": 1}
+
+
 def test_the_lock_is_exclusive_and_a_silent_worker_is_found_by_the_databases_clock(words, server):
     sweep = Sweep(resolve(words("study=clock", "trials=2", f"storage={server}")))
     studies = sweep.open()
@@ -69,8 +101,6 @@ def test_the_lock_is_exclusive_and_a_silent_worker_is_found_by_the_databases_clo
     assert (again.trial.number, again.settings) == (taken.trial.number, taken.settings)
     # Another process cannot hold the lock meanwhile; it gets it when the first lets go.
     other = open_store(server, create=False)
-    import sqlalchemy
-
     with studies.store.claiming(), other.optuna.engine.connect() as connection:
         assert not connection.execute(sqlalchemy.text(f"SELECT pg_try_advisory_lock({0x726F7574})")).scalar()
     found = Studies.load("clock", other)
