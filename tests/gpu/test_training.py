@@ -1,5 +1,6 @@
 """On a CUDA device: every kind of arm trains in bf16, and results are those of the CPU."""
 
+import math
 from dataclasses import asdict, replace
 
 import pytest
@@ -73,8 +74,8 @@ def specialists(combine, accelerator, **changes):
 def trains(made, data):
     record = execute(made, data=data).record
     assert record["status"] == "ok", record["error"]
-    losses = [point["train/loss"] for point in record["curve"]]
-    assert losses[-1] < losses[0]
+    # Not the loss in training, which rises where members turn to what is hard.
+    assert record["test"]["loss"] < math.log(data.task.outputs), "better than an even guess"
 
 
 def agrees(made, data):
