@@ -19,6 +19,8 @@ from typing import Any
 import jinja2
 from scipy.stats import t as student
 
+from routelab.comparison.verdict import verdict_of
+
 HERE = Path(__file__).resolve().parent
 PAGE = HERE.parent / "answers.md"
 
@@ -41,17 +43,18 @@ class Results:
 
     def verdict(self, name: str, arm: str) -> str:
         """The sentence on an arm of a comparison."""
-        return f"`{arm}`: {self.read(f'{name}/summary.json')['arms'][arm]['verdict']}"
+        summary = self.read(f"{name}/summary.json")
+        return f"`{arm}`: {verdict_of(arm, summary['arms'][arm], summary['reference'])}"
 
     def verdicts(self, name: str) -> str:
         """The sentences on all arms of a comparison, as a list."""
         summary = self.read(f"{name}/summary.json")
-        judged = {label: arm["verdict"] for label, arm in summary["arms"].items() if label != summary["reference"]}
-        return "\n".join(f"- `{label}`: {verdict}" for label, verdict in judged.items() if verdict)
+        return "\n".join(f"- {self.verdict(name, label)}" for label in summary["arms"] if label != summary["reference"])
 
     def pairs(self, name: str) -> str:
         """The sentences on arms that are judged against each other."""
-        return "\n".join(f"- `{pair['arm']}`: {pair['verdict']}" for pair in self.read(f"{name}/summary.json")["pairs"])
+        judged = self.read(f"{name}/summary.json")["pairs"]
+        return "\n".join(f"- `{pair['arm']}`: {verdict_of(pair['arm'], pair, pair['against'])}" for pair in judged)
 
     def slower(self, name: str, first: str, second: str, batch: int = 256) -> str:
         """How many times as long the second arm's predictions take as the first's."""
@@ -127,6 +130,13 @@ class Results:
                     f"{hits[0]:.1%} [{hits[1]:.1%}, {hits[2]:.1%}]", f"{float(row['chance']):.1%}", f"{float(row['optimum']):.1%}",
                 ])  # fmt: skip
         return table(["router", "read at once", "read per token", "hits", "by chance", "at best"], rows)
+
+    def made(self) -> str:
+        """How many runs there are, of what code they are, and what they ran with."""
+        found = [json.loads(place.read_text(encoding="utf-8"))["provenance"] for place in self.root.glob("cells/*/record.json")]
+        code = sorted({each["git_revision"][:7] + (" with changes" if each["git_diff"] else "") for each in found})
+        used = sorted({f"Python {each['python']}, torch {each['versions']['torch']}" for each in found})
+        return f"{len(found)} runs of commit {', '.join(code)}, with {'; '.join(used)}"
 
     def table_of(self, place: str) -> list[dict[str, str]]:
         """The rows of a CSV file."""
