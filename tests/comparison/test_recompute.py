@@ -3,6 +3,8 @@
 import csv
 import json
 import math
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -39,7 +41,7 @@ def pretended(jobs, workers):
             "seconds": 2.0 * (1.5 if arm == "soft" else 1.0) * math.exp(rng.normal(0, 0.05)), "test": {"loss": loss, "accuracy": 0.9},
             "validation": {"loss": loss}, "config": job.spec.plain(), "curve": curve, "flops_model": flops, "flops_executed": flops,
             "flops_per_example": 1e6 * (0.3 + 0.7 * size), "active_params": 1000 * size, "total_params": 1000 * size,
-            "drop_rate": 0.0, "load_cv": 0.1, "causal": True, "provenance": {"cell": job.key},
+            "drop_rate": 0.0, "load_cv": 0.1, "causal": True, "provenance": {"cell": job.key, "data_digest": "d161"},
         }  # fmt: skip
         write_json(job.folder / "record.json", record)
         yield Event(job, 1.0, record=record)
@@ -195,22 +197,31 @@ def test_report_again_and_across(done, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     assert guarded(lambda: app(["report", "mine"], standalone_mode=False)) == 0
     assert page.read_text() == before, "the same records make the same page"
-    found = across(["mine", "mine"], folder / "results")
+    other = str(_on_other_data(folder))
+    found = across(["mine", other], folder / "results")
     assert found["arms"]["soft"]["interquartile_mean"]["mean"] < -0.1
     assert found["arms"]["soft"]["probability_of_improvement"] == 1.0
     assert found["ranks"] is None
     capsys.readouterr()
-    assert guarded(lambda: app(["report", "mine", "mine"], standalone_mode=False)) == 0
+    assert guarded(lambda: app(["report", "mine", other], standalone_mode=False)) == 0
     assert "soft" in capsys.readouterr().out
     assert json.loads((folder / "results/across.json").read_text())["reference"] == summary["reference"]
     assert guarded(lambda: app(["report", "mime"], standalone_mode=False)) == 2
     assert "mine" in capsys.readouterr().err
-    for cell in (folder / "results/cells").iterdir():
-        record = json.loads((cell / "record.json").read_text())
-        write_json(cell / "record.json", {**record, "provenance": {**record["provenance"], "data_digest": "feed"}})
-    with pytest.raises(UsageError, match=r"'mine' and 'mine' are on the same data .digest feed., which counts once"):
+    with pytest.raises(UsageError, match="'mine' is named twice"):
         across(["mine", "mine"], folder / "results")
-    other = json.loads((folder / "results/mine/summary.json").read_text())
-    write_json(folder / "results/other/summary.json", {**other, "reference": "switch"})
+    shutil.copytree(folder / "results/mine", folder / "results/again")
+    with pytest.raises(UsageError, match=r"'mine' and 'again' are on the same data .digest \w+., which counts once"):
+        across(["mine", "again"], folder / "results")
+    write_json(Path(other) / "summary.json", {**summary, "reference": "switch"})
     with pytest.raises(UsageError, match="must have one reference"):
-        across(["mine", "other"], folder / "results")
+        across(["mine", other], folder / "results")
+
+
+def _on_other_data(folder: Path) -> Path:
+    """A copy of the comparison, as if it were one on other data."""
+    shutil.copytree(folder / "results", folder / "elsewhere")
+    for place in (folder / "elsewhere/cells").glob("*/record.json"):
+        record = json.loads(place.read_text())
+        write_json(place, {**record, "provenance": {**record["provenance"], "data_digest": "feed"}})
+    return folder / "elsewhere/mine"
