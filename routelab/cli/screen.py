@@ -51,7 +51,9 @@ def watching(out: Console) -> Iterator[Any]:
         now = time.monotonic()
         if now - said > max(10.0, (now - started) / 20) and share > 0:
             said = now
-            out.print(f"{done}/{total} runs, {share:.0%} of the work, about {(now - started) * (1 - share) / share:.0f} s left")
+            # Of the first seconds most go into starting the workers, which says nothing about the rest.
+            left = f", about {(now - started) * (1 - share) / share:.0f} s left" if share >= 0.02 else ""
+            out.print(f"{done}/{total} runs, {share:.0%} of the work{left}")
 
     yield tell
 
