@@ -13,7 +13,7 @@ from torch import Tensor
 from baselines.contract import Flops
 from baselines.members import PASS, MemberArm, member_seed
 from baselines.task import Batch, Task
-from experts.initialisation import key
+from routers.initialisation import key
 
 
 class Bagging(MemberArm):

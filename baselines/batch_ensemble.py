@@ -18,7 +18,7 @@ from baselines.single import SingleBackbone
 from baselines.stack import ALL, Networks, Outputs, keeps_state
 from baselines.task import Batch, Task
 from baselines.together import Together
-from experts.initialisation import key
+from routers.initialisation import key, parameter_init_names
 
 INITIAL = ("random-signs", "normal")
 
@@ -92,11 +92,14 @@ class Sharing(Networks):
         self.rows, self.columns = nn.ParameterDict(), nn.ParameterDict()
         self._matrices: dict[str, str] = {}
         own: dict[str, nn.Parameter] = {}
+        init_names = parameter_init_names(network)
         for name, parameter in network.named_parameters():
             if parameter.ndim >= 2:
                 self._matrices[name] = name.replace(".", "-")
                 for number, (axis, vectors) in enumerate((("rows", self.rows), ("columns", self.columns))):
-                    drawn = [scale(parameter.shape[number], scaling, key(seed, "scaling", name, axis)) for seed in seeds]
+                    drawn = [
+                        scale(parameter.shape[number], scaling, key(seed, "scaling", init_names[name], axis)) for seed in seeds
+                    ]
                     vectors[self._matrices[name]] = nn.Parameter(torch.stack(drawn))
             else:
                 own[name] = nn.Parameter(parameter.detach().repeat(self.count, *[1] * parameter.ndim))

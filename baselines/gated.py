@@ -20,10 +20,10 @@ from baselines.members import PASS, MemberArm, MemberOptions, member_seed
 from baselines.single import SingleBackbone, make_single, whole
 from baselines.stack import Outputs
 from baselines.task import Batch, Task
-from experts.initialisation import initialise, key
 from routelab.backbones.linear import Linear
 from routers.contract import ExpertWork, Routing
 from routers.errors import unknown
+from routers.initialisation import initialise, key
 from routers.plans import Blend
 from routers.registry import ROUTERS
 

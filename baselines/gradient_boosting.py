@@ -16,7 +16,7 @@ from baselines.contract import ArmSpec, Flops, Prediction, StepLoss
 from baselines.members import MemberOptions, PerExample, member_seed
 from baselines.stagewise import StageWise
 from baselines.task import Batch, Task
-from experts.initialisation import key
+from routers.initialisation import key
 
 LONGEST = 100.0
 """Where the line search ends: scores of examples that are all right already fall for ever."""

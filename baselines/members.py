@@ -19,7 +19,7 @@ from baselines.contract import ArmSpec, ParameterGroup, Prediction, StepLoss
 from baselines.single import SingleBackbone, make_single, whole
 from baselines.stack import Networks, Outputs, networks_of
 from baselines.task import Batch, Task
-from experts.initialisation import key
+from routers.initialisation import key
 
 PASS = 512
 """Examples of a batch of a pass over the training split."""

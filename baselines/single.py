@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from baselines.contract import Arm, ArmSpec, Flops, Penalty, Prediction, StepLoss, arm_class, make_arm
 from baselines.task import Batch, Task
-from experts.initialisation import initialise
 from experts.kinds import FeedForward, kind_named
 from experts.mixture import MixtureLayer
 from routelab.backbones.contract import BACKBONES, Backbone, Slot
@@ -19,6 +18,7 @@ from routelab.backbones.registry import DEFAULT_FOR
 from routers.contract import Routing
 from routers.cost import Cost
 from routers.errors import PluginError
+from routers.initialisation import initialise
 from routers.options import check_options
 
 ARM_OPTIONS = ("name", "hidden", "moe_every")

@@ -19,9 +19,9 @@ from baselines.single import SingleBackbone, make_single
 from baselines.stack import OneByOne
 from baselines.stacked import places_of, run_with
 from baselines.task import Batch, Task
-from experts.initialisation import key
 from experts.kinds import kind_named
 from routers.errors import unknown
+from routers.initialisation import key
 
 SPLITS = ("domain", "random", "none")
 COMBINE = ("oracle", "posterior", "uniform", "weights", "router", "mix")

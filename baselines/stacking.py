@@ -19,7 +19,7 @@ from baselines.members import PASS, MemberArm, MemberOptions, member_seed
 from baselines.single import SingleBackbone, whole
 from baselines.stack import Networks, networks_of
 from baselines.task import Batch, Task
-from experts.initialisation import key
+from routers.initialisation import key
 
 ITERATIONS = 200
 

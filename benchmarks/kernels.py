@@ -15,8 +15,8 @@ import torch
 
 from experts.bank import ExpertBank
 from experts.dispatch import run
-from experts.initialisation import initialise
 from experts.memory import keep_freed_memory
+from routers.initialisation import initialise
 from routers.plans import TopK
 
 # rows, d_model, d_hidden, experts, kind

@@ -30,10 +30,10 @@ import torch
 from torch import Tensor, nn
 
 from experts.bank import ExpertBank
-from experts.initialisation import initialise
 from experts.kinds import FeedForward
 from experts.memory import keep_freed_memory
 from experts.mixture import MixtureLayer
+from routers.initialisation import initialise
 from routers.registry import build_router
 
 G, S, D, H, K = 8, 512, 256, 512, 2

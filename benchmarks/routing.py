@@ -31,10 +31,10 @@ from layer import SLOW_ROUNDS, SLOW_S, Contender, D, G, H, S, passed, quartiles
 from torch import Tensor, nn
 
 from experts.bank import ExpertBank
-from experts.initialisation import initialise
 from experts.memory import keep_freed_memory
 from experts.mixture import MixtureLayer
 from routers.contract import Router, RouterInput
+from routers.initialisation import initialise
 from routers.plans import Slots, rows_per_group
 from routers.registry import ROUTERS as REGISTERED
 from routers.registry import build_router

@@ -6,9 +6,9 @@ from routers.lazy import lazy
 
 if TYPE_CHECKING:
     from experts.bank import ExpertBank
-    from experts.initialisation import initialise
     from experts.kinds import KINDS, FeedForward, Kind, register_expert
     from experts.mixture import MixtureLayer
+    from routers.initialisation import initialise
 
 __all__ = ["KINDS", "ExpertBank", "FeedForward", "Kind", "MixtureLayer", "initialise", "register_expert"]
 
@@ -16,7 +16,7 @@ __getattr__, __dir__ = lazy(
     __name__,
     {
         "ExpertBank": "experts.bank",
-        "initialise": "experts.initialisation",
+        "initialise": "routers.initialisation",
         **dict.fromkeys(("KINDS", "FeedForward", "Kind", "register_expert"), "experts.kinds"),
         "MixtureLayer": "experts.mixture",
     },

@@ -6,8 +6,9 @@ Axes: G groups, S positions, T = G * S tokens, D features.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Literal, cast
+from typing import ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +49,14 @@ class MixtureLayer(nn.Module):
     own; see `routers.capacity.limit`.
     kernel: see `experts.dispatch.run`.
     """
+
+    init_names: ClassVar[Mapping[str, str]] = {
+        "router": "router",
+        "experts": "",
+        "shared": "shared",
+        "latent": "latent",
+        "zero_compute": "zero_compute",
+    }
 
     def __init__(
         self,

@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from routers.cost import Cost
 from routers.errors import PluginError
+from routers.initialisation import parameter_init_names
 from routers.plans import Plan, Slots, check_plan, check_values, rows_per_group
 from routers.processes import alone
 from routers.registry import ROUTERS
@@ -86,6 +87,10 @@ class Router(nn.Module):
     The layer around it switches autocast off and hands over float32, applies the mask and the capacity, and counts the
     work, so a router holds only its own idea. Everything below has a default that suits a causal token-choice router.
     """
+
+    init_names: ClassVar[Mapping[str, str]] = {"weight": "weight"}
+    """Attributes of parameters and submodules, and the names that their initial values depend on; see `routers.initialisation`.
+    A subclass adds its own: an attribute that is renamed keeps its initial values if it is declared under its former name."""
 
     loss_weights: Mapping[str, float] = {}
     """Default weight of each loss that `forward` may return."""
@@ -199,9 +204,10 @@ class Router(nn.Module):
     def init_parameters(self, generator: Callable[[str], torch.Generator]) -> None:
         """Draw the parameters from `generator(parameter name)`. Default: every 2-D parameter from a normal with standard
         deviation 0.02, truncated at two deviations; others keep the values of the constructor."""
+        names = parameter_init_names(self)
         for name, parameter in self.named_parameters():
             if parameter.ndim == 2:
-                truncated_normal_(parameter, 0.02, generator(name))
+                truncated_normal_(parameter, 0.02, generator(names[name]))
 
     def calibrate(self, *, token_counts: Tensor | None = None, embeddings: Tensor | None = None) -> None:
         """Called once before training, after the initial values are drawn, with what there is of: the (V,) frequencies of the

@@ -5,7 +5,8 @@ Axes: G groups, S positions, T = G * S tokens, D features, R routing dimensions,
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,8 @@ class Cosine(Router):
 
     Parameters: `project` P (R, D), `centroids` M (E, R), `temperature` tau (). Causal, not batch-coupled, per token.
     """
+
+    init_names: ClassVar[Mapping[str, str]] = {"project": "project", "centroids": "centroids", "temperature": "temperature"}
 
     loss_weights = {"balance": 1e-2}
 

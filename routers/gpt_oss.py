@@ -5,7 +5,8 @@ Axes: G groups, S positions, T = G * S tokens, D features, E experts, k choices 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -29,6 +30,8 @@ class GptOss(Router):
 
     Parameters: `weight` (E, D), `bias` (E,), which starts at 0. Causal, not batch-coupled, per token.
     """
+
+    init_names: ClassVar[Mapping[str, str]] = {"bias": "bias"}
 
     loss_weights = {"balance": 1e-2}
     tuned_top_k = (2,)

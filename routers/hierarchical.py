@@ -6,7 +6,8 @@ k chosen experts in each of them.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +36,8 @@ class Hierarchical(Router):
 
     Parameters: `group_weight` (A, D), `weight` (E, D). Causal, not batch-coupled.
     """
+
+    init_names: ClassVar[Mapping[str, str]] = {"group_weight": "group_weight"}
 
     loss_weights = {"balance": 1e-2}
     tuned_top_k = (1,)

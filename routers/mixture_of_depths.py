@@ -7,7 +7,8 @@ expert and group, H hidden width of the predictor.
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +48,12 @@ class MixtureOfDepths(Router):
     Parameters: `weight` (E, D); for "mlp" `predictor_up` (H, D), `predictor_down` (E, H), `predictor_bias` (E,), which starts
     at the logit of `capacity`. Not batch-coupled.
     """
+
+    init_names: ClassVar[Mapping[str, str]] = {
+        "predictor_up": "predictor_up",
+        "predictor_down": "predictor_down",
+        "predictor_bias": "predictor_bias",
+    }
 
     loss_weights = {"predictor": 1e-2}
     whole_block = True

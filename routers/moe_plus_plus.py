@@ -6,7 +6,7 @@ Axes: T tokens, D features, E experts of both sorts, F zero-compute ones (the la
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,8 @@ class MoEPlusPlus(Router):
 
     Parameters: `weight` (E, D); `residual` (E, E) if it follows a layer. Causal; not batch-coupled but for its capacity.
     """
+
+    init_names: ClassVar[Mapping[str, str]] = {"residual": "residual"}
 
     loss_weights = {"balance": 1e-2}
     capacity_factor = 1.1

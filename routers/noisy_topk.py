@@ -6,7 +6,8 @@ Axes: G groups, S positions, T = G * S tokens, D features, E experts, k choices 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -34,6 +35,8 @@ class NoisyTopK(Router):
     Departures: deviations below 1e-6 count as 1e-6 in the load loss, which divides by them.
     Parameters: `weight` (E, D), `noise_weight` (E, D). Dropless. Causal, not batch-coupled.
     """
+
+    init_names: ClassVar[Mapping[str, str]] = {"noise_weight": "noise_weight"}
 
     loss_weights = {"importance": 0.1, "load": 0.1}
     noiseless = {"noise": False}

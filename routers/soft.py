@@ -5,8 +5,8 @@ Axes: G groups, S positions, D features, E experts, P slots per expert.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,8 @@ class Soft(Router):
     N(0, 1 / (D E)), of which normalising leaves the same.
     **Sees later tokens of the group**; not batch-coupled.
     """
+
+    init_names: ClassVar[Mapping[str, str]] = {"phi": "phi", "scale": "scale"}
 
     published = ({"slots_per_expert": 1},)  # what the paper finds best: as many experts as slots
 

@@ -5,8 +5,8 @@ Axes: B examples, S positions, L positions that are cached already, D features, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +46,8 @@ class SelfAttention(nn.Module):
 
     Options: `causal`: a position sees itself and earlier ones only; `bias` of the projections.
     """
+
+    init_names: ClassVar[Mapping[str, str]] = {"qkv": "qkv", "out": "out"}
 
     def __init__(self, d_model: int, heads: int, *, causal: bool = False, bias: bool = True) -> None:
         super().__init__()
@@ -113,6 +115,13 @@ class Block(nn.Module):
 
     Options: those of the attention; `norm`: "layer" (Ba 2016) or "rms" (Zhang and Sennrich 2019).
     """
+
+    init_names: ClassVar[Mapping[str, str]] = {
+        "attention_norm": "attention_norm",
+        "attention": "attention",
+        "feed_forward_norm": "feed_forward_norm",
+        "feed_forward": "feed_forward",
+    }
 
     def __init__(
         self,

@@ -6,7 +6,8 @@ Axes: B examples, S positions, L positions that are cached already, D features, 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +33,8 @@ class Decoder(Backbone):
 
     The feed-forward is gelu, and so are experts, unless `experts.kind` says swiglu.
     """
+
+    init_names: ClassVar[Mapping[str, str]] = {"embedding": "embedding", "blocks": "blocks", "norm": "norm", "head": "head"}
 
     def __init__(
         self,

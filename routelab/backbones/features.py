@@ -5,7 +5,8 @@ Axes: B examples, F features (N numbers and C codes), D features of the model.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,8 @@ class Row(nn.Module):
 
     Parameters: `codes` (sum of the categories, D), the tables of all features below each other; None without codes.
     """
+
+    init_names: ClassVar[Mapping[str, str]] = {"codes": "codes"}
 
     numeric: Tensor
     coded: Tensor

@@ -6,7 +6,8 @@ Axes: B examples, S positions, N numbers, V vocabulary, K outputs.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,8 @@ class Linear(Backbone):
 
     Numbers start as torch's linear layers do, codes at 0, bytes at N(0, 0.1) cut at two deviations.
     """
+
+    init_names: ClassVar[Mapping[str, str]] = {"row": "row", "numbers": "numbers", "bytes": "bytes", "bias": "bias"}
 
     def __init__(self, inputs: InputSpec, outputs: int) -> None:
         super().__init__(inputs, outputs)

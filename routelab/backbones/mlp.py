@@ -6,6 +6,8 @@ Axes: B examples, which are the positions of a single group; D features of the m
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -25,6 +27,14 @@ class MLP(Backbone):
 
     Options: `d_model` (64), `depth` (3).
     """
+
+    init_names: ClassVar[Mapping[str, str]] = {
+        "row": "row",
+        "numbers": "numbers",
+        "blocks": "blocks",
+        "norm": "norm",
+        "head": "head",
+    }
 
     batch_is_group = True
     positions = 1
@@ -64,6 +74,8 @@ class MLP(Backbone):
 
 class ResidualBlock(nn.Module):
     """x + feed_forward(norm(x)) for x (B, D), where the feed-forward may be a mixture: (B, D) is then one group."""
+
+    init_names: ClassVar[Mapping[str, str]] = {"norm": "norm", "feed_forward": "feed_forward"}
 
     def __init__(self, d_model: int, feed_forward: nn.Module) -> None:
         super().__init__()

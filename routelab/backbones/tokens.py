@@ -5,7 +5,8 @@ Axes: B examples, S = F features, N numbers among them, D features of the model,
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,15 @@ class Tokens(Backbone):
 
     Options: `d_model` (64), `depth` (3), `heads` (4).
     """
+
+    init_names: ClassVar[Mapping[str, str]] = {
+        "row": "row",
+        "weight": "weight",
+        "bias": "bias",
+        "blocks": "blocks",
+        "norm": "norm",
+        "head": "head",
+    }
 
     def __init__(
         self,

@@ -5,7 +5,8 @@ Axes: B examples, S patches, D features, K outputs.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,14 @@ class ViT(Backbone):
 
     Options: `d_model` (64), `depth` (4), `heads` (4), `patch_size` (4 pixels a side). An image is a group of patches.
     """
+
+    init_names: ClassVar[Mapping[str, str]] = {
+        "patch": "patch",
+        "position": "position",
+        "blocks": "blocks",
+        "norm": "norm",
+        "head": "head",
+    }
 
     def __init__(
         self,

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from experts.bank import ExpertBank
-from experts.initialisation import initialise
 from experts.mixture import MixtureLayer
 from experts.zero_compute import ZeroCompute
 from routers.contract import Router, RouterInput, Routing
 from routers.errors import UsageError
+from routers.initialisation import initialise
 from routers.options import check_options
 from routers.registry import ROUTERS
 

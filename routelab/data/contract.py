@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from baselines.task import Batch, Task
-from experts.initialisation import key
 from routelab.data.registry import DATA
 from routers.errors import PluginError, UsageError
+from routers.initialisation import key
 from routers.options import check_options
 from routers.registry import BUILT_IN
 

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from baselines.task import Batch, Task
-from experts.initialisation import key
 from routelab.backbones.contract import InputSpec
 from routelab.data.contract import DataSet
 from routelab.data.yardsticks import text_yardsticks
+from routers.initialisation import key
 
 SEPARATOR = b"\0"
 """Stands after every document; no document contains it."""

@@ -21,7 +21,6 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from scipy import stats
 
-from experts.initialisation import key
 from routelab.comparison.statistics import mean_interval
 from routelab.data.peterson_barney import Split, recordings, training_speakers
 from routelab.reproductions.descent import (
@@ -36,6 +35,7 @@ from routelab.reproductions.descent import (
     descend,
 )
 from routers.errors import UsageError, unknown
+from routers.initialisation import key
 
 CLASSES = 4
 COUNTS = {"per output": float(CLASSES), "halved": 2.0, "per case": 1.0}

@@ -20,7 +20,6 @@ from torch import Tensor, distributed
 from baselines.contract import Arm, Flops, predicted, step_loss
 from baselines.quality import close_look, close_sums
 from baselines.task import Batch
-from experts.initialisation import key
 from routelab.data.contract import DataSet, Order
 from routelab.training.distributed import Books, average_gradients, rank, shared
 from routelab.training.flops import Ledger
@@ -28,6 +27,7 @@ from routelab.training.optimizer import clip, new_optimizer
 from routelab.training.settings import Budget, Optimizer, TrainerOptions
 from routelab.training.state import Checkpoint
 from routelab.training.telemetry import Tally
+from routers.initialisation import key
 from routers.processes import processes
 
 _EVALUATION_BATCH, _EVALUATION_TOKENS = 512, 32_768

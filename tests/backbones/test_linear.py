@@ -2,9 +2,9 @@
 
 import torch
 
-from experts.initialisation import initialise
 from routelab.backbones.contract import InputSpec
 from routelab.backbones.linear import Linear
+from routers.initialisation import initialise
 
 
 def test_a_table_s_numbers_and_codes_by_hand():

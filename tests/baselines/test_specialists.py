@@ -13,13 +13,13 @@ from baselines.contract import ArmSpec, make_arm
 from baselines.merging import mean_parameters, mix_into, posterior_prediction, running_posterior
 from baselines.specialists import COMBINE, random_parts
 from baselines.task import Batch, Task
-from experts.initialisation import key
 from routelab.backbones.contract import InputSpec
 from routelab.data.contract import DataSet, load
 from routelab.training.flops import counter_formulas
 from routelab.training.loop import RunSpec, execute
 from routelab.training.settings import Budget, Optimizer, TrainerOptions
 from routers.errors import UsageError
+from routers.initialisation import key
 
 SMALL = {"name": "decoder", "d_model": 8, "depth": 2, "heads": 2}
 TASK = Task("toy", "language", InputSpec("text", (6,), vocab_size=11), 11, domains=2)

@@ -7,10 +7,10 @@ from torch.nn import functional as F
 
 from experts.bank import ExpertBank
 from experts.dispatch import run
-from experts.initialisation import initialise
 from experts.kinds import KINDS, FeedForward, Kind, register_expert
 from experts.mixture import MixtureLayer
 from routers.errors import UsageError
+from routers.initialisation import initialise
 from routers.plans import TopK
 from routers.registry import build_router, only_for_now
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from experts.bank import ExpertBank
-from experts.initialisation import initialise
 from experts.mixture import MixtureLayer
 from experts.zero_compute import ZeroCompute
+from routers.initialisation import initialise
 from routers.registry import build_router
 
 STATIC = [

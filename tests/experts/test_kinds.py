@@ -8,9 +8,9 @@ from torch.nn import functional as F
 
 from experts.bank import ExpertBank
 from experts.dispatch import run
-from experts.initialisation import initialise
 from experts.kinds import KINDS, FeedForward, Kind
 from routers.errors import UsageError
+from routers.initialisation import initialise
 from routers.plans import Blend, PerExpert, Ragged, Slots, TopK
 
 G, S, D, H, E = 2, 5, 8, 12, 3

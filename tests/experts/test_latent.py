@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from experts.bank import ExpertBank
-from experts.initialisation import initialise
 from experts.kinds import FeedForward
 from experts.mixture import MixtureLayer
 from experts.zero_compute import ZeroCompute
+from routers.initialisation import initialise
 from routers.registry import build_router
 
 D, L, E, H = 8, 3, 4, 12

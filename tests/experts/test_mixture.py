@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from experts.bank import ExpertBank
-from experts.initialisation import initialise
 from experts.kinds import FeedForward
 from experts.mixture import MixtureLayer
 from routers.contract import Router, Routing
+from routers.initialisation import initialise
 from routers.plans import Blend, Ragged, Slots, TopK
 from routers.registry import build_router
 

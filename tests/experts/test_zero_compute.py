@@ -7,11 +7,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from experts.bank import ExpertBank
-from experts.initialisation import initialise
 from experts.mixture import MixtureLayer, exclude
 from experts.zero_compute import ZeroCompute, split
 from routelab.training.flops import counter_formulas
 from routers.contract import Router, Routing
+from routers.initialisation import initialise
 from routers.plans import Blend, PerExpert, Ragged, Slots, TopK
 from routers.registry import build_router
 

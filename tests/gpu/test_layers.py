@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from experts.bank import ExpertBank
-from experts.initialisation import initialise
 from experts.mixture import MixtureLayer
 from experts.zero_compute import ZeroCompute
 from routelab.training.telemetry import Tally
+from routers.initialisation import initialise
 from routers.registry import ROUTERS, build_router
 
 pytestmark = pytest.mark.gpu

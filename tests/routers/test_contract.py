@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from experts.initialisation import initialise
 from routers.contract import Router, Routing
+from routers.initialisation import initialise
 from routers.plans import TopK
 from routers.registry import ROUTERS, build_router
 from routers.topk import TopKRouter

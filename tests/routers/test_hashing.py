@@ -5,9 +5,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from experts.initialisation import initialise
 from routers.contract import RouterInput
 from routers.hashing import METHODS, balanced_table, cluster_table, dispersed_table, mix
+from routers.initialisation import initialise
 from routers.registry import build_router
 
 D, E, V = 8, 4, 50  # the sizes of the conformance suite

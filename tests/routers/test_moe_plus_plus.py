@@ -9,10 +9,10 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from experts.bank import ExpertBank
-from experts.initialisation import initialise
 from experts.mixture import MixtureLayer
 from experts.zero_compute import ZeroCompute
 from routers.contract import RouterInput
+from routers.initialisation import initialise
 from routers.losses import balance_loss
 from routers.registry import build_router
 

@@ -7,8 +7,8 @@ import torch
 
 from experts.bank import ExpertBank
 from experts.dispatch import asked, run
-from experts.initialisation import initialise
 from routers.capacity import limit, ragged_capacity
+from routers.initialisation import initialise
 from routers.plans import check_plan, check_values, rows_per_group, sets, share_TE
 from routers.top_p import smallest_set
 

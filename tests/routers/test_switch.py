@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from experts.initialisation import initialise
 from routers.contract import RouterInput
+from routers.initialisation import initialise
 from routers.registry import build_router
 
 
