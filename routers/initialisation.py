@@ -26,12 +26,13 @@ def initialise(root: nn.Module, seed: int) -> None:
         seed: the seed of the run.
     """
     for name, module in reversed(list(init_paths(root))):
-        if hasattr(module, "init_parameters"):
-            module.init_parameters(keyed(seed, name))
-        elif hasattr(module, "reset_parameters"):
+        draw, reset = getattr(module, "init_parameters", None), getattr(module, "reset_parameters", None)
+        if draw is not None:
+            draw(keyed(seed, name))
+        elif reset is not None:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(key(seed, name))
-                module.reset_parameters()
+                reset()
 
 
 def init_paths(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:

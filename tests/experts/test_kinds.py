@@ -134,10 +134,16 @@ def test_autocast(name, kernel):
     torch.testing.assert_close(low, full, atol=0.05 * full.abs().max().item(), rtol=0.05)
 
 
+class Holder(torch.nn.Module):
+    """Layer that declares the name of its experts as `MixtureLayer` does."""
+
+    init_names = {"experts": ""}
+
+
 def named(module, seed=3):
-    """Initialised under the name of a feed-forward slot, as in a backbone."""
+    """Initialise a module under the name of a feed-forward slot, as in a backbone."""
     host = torch.nn.Module()
-    host.feed_forward = torch.nn.Module()
+    host.feed_forward = Holder()
     if isinstance(module, ExpertBank):
         host.feed_forward.experts = module
     else:
