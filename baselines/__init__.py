@@ -2,11 +2,13 @@
 
 from typing import TYPE_CHECKING
 
-from routers.lazy import lazy
+from routelab.core.lazy_imports import lazy
 
 if TYPE_CHECKING:
-    from baselines.contract import BASELINES, Arm, ArmSpec, Flops, Prediction, Stage, StepLoss, make_arm, register_baseline
-    from baselines.task import Batch, Task
+    from routelab.baselines.base import BASELINES, Arm, ArmSpec, Prediction, Stage, StepLoss, register_baseline
+    from routelab.baselines.build import make_arm
+    from routelab.core.flops import Flops
+    from routelab.data.task import Batch, Task
 
 __all__ = [
     "BASELINES",
@@ -27,8 +29,8 @@ __getattr__, __dir__ = lazy(
     {
         **dict.fromkeys(
             ("BASELINES", "Arm", "ArmSpec", "Flops", "Prediction", "Stage", "StepLoss", "make_arm", "register_baseline"),
-            "baselines.contract",
+            "routelab.baselines.base",
         ),
-        **dict.fromkeys(("Batch", "Task"), "baselines.task"),
+        **dict.fromkeys(("Batch", "Task"), "routelab.data.task"),
     },
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from baselines.single import SingleBackbone
+from routelab.baselines.backbone_arm import SingleBackbone
 
 
 class Dense(SingleBackbone):

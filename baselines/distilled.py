@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from baselines.based import Based
-from baselines.contract import Arm, ArmSpec, Flops, Penalty, Prediction, StepLoss, make_arm
-from baselines.recorded import Recorded, restore, teacher_of
-from baselines.single import SingleBackbone, make_single
-from baselines.task import Batch, Task
+from routelab.baselines.backbone_arm import SingleBackbone
+from routelab.baselines.base import Arm, ArmSpec, Penalty, Prediction, StepLoss
+from routelab.baselines.build import make_arm, make_single
+from routelab.baselines.run_reference import Recorded, restore, teacher_of
+from routelab.baselines.wrapper import Based
+from routelab.data.task import Batch, Task
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ class Distilled(Based):
         return replace(
             own,
             task_weight=1 - self.options.weight,
-            flops=Flops(own.flops.model + taught.flops.model, own.flops.executed + taught.flops.executed),
+            flops=own.flops + taught.flops,
             penalties={"distillation": Penalty(apart, self.options.weight), **own.penalties},
         )
 

@@ -11,17 +11,19 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from baselines.based import Based
-from baselines.contract import ArmSpec, Flops, ParameterGroup, Prediction, Stage, StepLoss
-from baselines.members import mean_prediction
-from baselines.merging import mean_parameters, mix_into, posterior_prediction
-from baselines.single import SingleBackbone, make_single
-from baselines.stack import OneByOne
-from baselines.stacked import places_of, run_with
-from baselines.task import Batch, Task
-from experts.kinds import kind_named
-from routers.errors import unknown
-from routers.initialisation import key
+from routelab.baselines.backbone_arm import SingleBackbone
+from routelab.baselines.base import ArmSpec, ParameterGroup, Prediction, Stage, StepLoss
+from routelab.baselines.build import make_single
+from routelab.baselines.ensembles.batched_parameters import places_of, run_with
+from routelab.baselines.ensembles.ensemble_base import mean_prediction
+from routelab.baselines.ensembles.member_networks import OneByOne
+from routelab.baselines.model_merging import mean_parameters, mix_into, posterior_prediction
+from routelab.baselines.wrapper import Based
+from routelab.core.errors import unknown
+from routelab.core.flops import Flops
+from routelab.core.seeds import key
+from routelab.data.task import Batch, Task
+from routelab.experts.feed_forward import kind_named
 
 SPLITS = ("domain", "random", "none")
 COMBINE = ("oracle", "posterior", "uniform", "weights", "router", "mix")
@@ -199,29 +201,28 @@ class Specialists(Based):
     def _each_its_own(self, batch: Batch, part_B: Tensor) -> tuple[list[tuple[Tensor, Tensor]], Flops]:
         """For every specialist that has examples among these: their places, and its outputs for them."""
         found = []
-        model: float | Tensor = 0.0
-        executed: float | Tensor = 0.0
+        spent = Flops()
         # One wait for a GPU, however many specialists there are.
         sizes = (part_B == torch.arange(self.count, device=part_B.device).unsqueeze(1)).sum(1).tolist()
         for number, mine in enumerate(part_B.argsort(stable=True).split(sizes)):
             if len(mine):
                 out = self.members.one(number, batch.select(mine))
                 found.append((mine, out.values[0]))
-                model, executed = model + out.flops.model, executed + out.flops.executed
-        return found, Flops(model, executed)
+                spent += out.flops
+        return found, spent
 
     def _mixture_loss(self, batch: Batch, index: Tensor) -> StepLoss:
         assert self.mixture is not None
         loss = self.mixture.loss(batch, index)
         if self.combine == "mix":
             return loss
-        model, executed = loss.flops.model, loss.flops.executed
+        spent = loss.flops
         for layer, routing in zip(self.mixture.mixtures, loss.routings, strict=True):
             assert routing.work is not None
             # Half of an expert's backward pass is the gradient of its matrices, which are frozen.
             saved = layer.row_cost.backward / 2
-            model, executed = model - routing.work.kept * saved, executed - routing.work.executed * saved
-        return replace(loss, flops=Flops(model, executed))
+            spent += Flops(-routing.work.kept * saved, -routing.work.executed * saved)
+        return replace(loss, flops=spent)
 
     def finish(self, stage: int, train: Batch) -> Flops | None:
         name = self.stages()[stage].name

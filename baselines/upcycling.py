@@ -10,11 +10,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from baselines.contract import Arm
-from baselines.single import SingleBackbone
-from experts.bank import ExpertBank
-from experts.mixture import MixtureLayer
-from routers.errors import UsageError
+from routelab.baselines.backbone_arm import SingleBackbone
+from routelab.baselines.base import Arm
+from routelab.core.errors import UsageError
+from routelab.experts.grouped_experts import ExpertBank
+from routelab.experts.moe_layer import MixtureLayer
 
 
 @torch.no_grad()

@@ -21,13 +21,14 @@ from collections.abc import Callable
 import torch
 from loop import quartiles
 
-from baselines import bagging
-from baselines.contract import ArmSpec
-from baselines.members import MemberArm, member_seed
-from baselines.stack import OneByOne
-from routelab.data.contract import DataSet, load
-from routelab.training.loop import RunSpec, execute
-from routelab.training.settings import Budget, Optimizer, TrainerOptions
+from routelab.baselines import bagging
+from routelab.baselines.base import ArmSpec
+from routelab.baselines.ensembles.ensemble_base import MemberArm, member_seed
+from routelab.baselines.ensembles.member_networks import OneByOne
+from routelab.config.run_spec import RunSpec
+from routelab.config.schema import Budget, Optimizer, TrainerOptions
+from routelab.data.base import DataSet, load
+from routelab.training.run import execute
 
 BATCH = 64
 

@@ -13,11 +13,11 @@ import time
 
 import torch
 
-from experts.bank import ExpertBank
-from experts.dispatch import run
-from experts.memory import keep_freed_memory
-from routers.initialisation import initialise
-from routers.plans import TopK
+from routelab.core.initialisation import initialise
+from routelab.experts.dispatch import run
+from routelab.experts.grouped_experts import ExpertBank
+from routelab.experts.kernels.glibc_allocator import keep_freed_memory
+from routelab.routers.plans import TopK
 
 # rows, d_model, d_hidden, experts, kind
 SHAPES = [

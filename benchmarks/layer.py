@@ -7,7 +7,7 @@ Forward and backward at 4096 tokens (8 sequences of 512), D 256, H 512, two expe
 layer of a table, each next to a dense run of its own, before or after it in turn, so that whatever else the machine does
 falls on both. Printed are the median and the quartiles of those ratios (below 1 is faster than dense), and for alternatives
 also the median of their time over routelab's in the same round. Gradients are dropped between passes, outside of the timed
-part. `--allocator keep` (`experts.memory`) holds for every layer of the process alike. A layer that takes over 2 s is run
+part. `--allocator keep` (`routelab.experts.kernels.glibc_allocator`) holds for every layer of the process alike. A layer that takes over 2 s is run
 in the first 3 rounds only. On a GPU everything runs under autocast to bfloat16, and a pass ends when the device has ended.
 
 Alternatives that are not installed are left out with the reason. They are looked for where Python looks:
@@ -29,12 +29,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from experts.bank import ExpertBank
-from experts.kinds import FeedForward
-from experts.memory import keep_freed_memory
-from experts.mixture import MixtureLayer
-from routers.initialisation import initialise
-from routers.registry import build_router
+from routelab.core.initialisation import initialise
+from routelab.experts.feed_forward import FeedForward
+from routelab.experts.grouped_experts import ExpertBank
+from routelab.experts.kernels.glibc_allocator import keep_freed_memory
+from routelab.experts.moe_layer import MixtureLayer
+from routelab.routers.build import build_router
 
 G, S, D, H, K = 8, 512, 256, 512, 2
 SLOW_S, SLOW_ROUNDS = 2.0, 3

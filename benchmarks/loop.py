@@ -18,16 +18,17 @@ import time
 
 import torch
 
-from baselines.contract import make_arm
-from baselines.single import SingleBackbone
-from routelab.data.contract import DataSet, Order, load
-from routelab.training.arms import arm_choices
-from routelab.training.config import resolve
-from routelab.training.distributed import Books
-from routelab.training.flops import Ledger
-from routelab.training.loop import RunSpec, execute
-from routelab.training.matching import match_arms
-from routelab.training.telemetry import Tally
+from routelab.baselines.backbone_arm import SingleBackbone
+from routelab.baselines.build import make_arm
+from routelab.comparison.matching import match_arms
+from routelab.config.arm_grid import arm_choices
+from routelab.config.resolve import resolve
+from routelab.config.run_spec import RunSpec
+from routelab.data.base import DataSet, Order, load
+from routelab.training.engines.data_parallel import Books
+from routelab.training.ledger import Ledger
+from routelab.training.routing_metrics import Tally
+from routelab.training.run import execute
 
 ARMS = ("dense", "switch", "top2", "expert_choice", "hash", "soft")
 CHECKS = 15

@@ -30,14 +30,14 @@ import torch
 from layer import SLOW_ROUNDS, SLOW_S, Contender, D, G, H, S, passed, quartiles
 from torch import Tensor, nn
 
-from experts.bank import ExpertBank
-from experts.memory import keep_freed_memory
-from experts.mixture import MixtureLayer
-from routers.contract import Router, RouterInput
-from routers.initialisation import initialise
-from routers.plans import Slots, rows_per_group
-from routers.registry import ROUTERS as REGISTERED
-from routers.registry import build_router
+from routelab.core.initialisation import initialise
+from routelab.experts.grouped_experts import ExpertBank
+from routelab.experts.kernels.glibc_allocator import keep_freed_memory
+from routelab.experts.moe_layer import MixtureLayer
+from routelab.routers.base import Router, RouterInput
+from routelab.routers.build import build_router
+from routelab.routers.plans import Slots, rows_per_group
+from routelab.routers.router_registry import ROUTERS as REGISTERED
 
 VOCABULARY = 256
 

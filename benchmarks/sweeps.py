@@ -21,15 +21,15 @@ from pathlib import Path
 
 from optuna.trial import TrialState
 
-from routelab.training.config import resolve
-from sweeps import worker
-from sweeps.mirror import Mirror
-from sweeps.run import run_sweep
-from sweeps.storage import Heart, worker_id
-from sweeps.studies import Studies, find
-from sweeps.sweep import Sweep
-from sweeps.trial import Outcome
-from sweeps.worker import claim, tell
+from routelab.config.resolve import resolve
+from routelab.sweeps import worker
+from routelab.sweeps.mlflow_sync import Mirror
+from routelab.sweeps.runner import run_sweep
+from routelab.sweeps.storage import Heart, worker_id
+from routelab.sweeps.studies import Studies, find
+from routelab.sweeps.sweep import Sweep
+from routelab.sweeps.trial import Outcome
+from routelab.sweeps.worker import claim, tell
 
 TRIALS, SECONDS, RUNGS = 40, 5.0, 5
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from routelab import Router, RouterInput, Routing, TopK, register_router
-from routers.losses import balance_loss, token_mean
+from routelab.routers.losses import balance_loss, token_mean
 
 
 @register_router("steady")

@@ -2,22 +2,22 @@
 
 from typing import TYPE_CHECKING
 
-from routers.lazy import lazy
+from routelab.core.lazy_imports import lazy
 
 if TYPE_CHECKING:
-    from experts.bank import ExpertBank
-    from experts.kinds import KINDS, FeedForward, Kind, register_expert
-    from experts.mixture import MixtureLayer
-    from routers.initialisation import initialise
+    from routelab.core.initialisation import initialise
+    from routelab.experts.feed_forward import KINDS, FeedForward, Kind, register_expert
+    from routelab.experts.grouped_experts import ExpertBank
+    from routelab.experts.moe_layer import MixtureLayer
 
 __all__ = ["KINDS", "ExpertBank", "FeedForward", "Kind", "MixtureLayer", "initialise", "register_expert"]
 
 __getattr__, __dir__ = lazy(
     __name__,
     {
-        "ExpertBank": "experts.bank",
-        "initialise": "routers.initialisation",
-        **dict.fromkeys(("KINDS", "FeedForward", "Kind", "register_expert"), "experts.kinds"),
-        "MixtureLayer": "experts.mixture",
+        "ExpertBank": "routelab.experts.grouped_experts",
+        "initialise": "routelab.core.initialisation",
+        **dict.fromkeys(("KINDS", "FeedForward", "Kind", "register_expert"), "routelab.experts.feed_forward"),
+        "MixtureLayer": "routelab.experts.moe_layer",
     },
 )

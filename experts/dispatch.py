@@ -15,9 +15,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from experts.bank import ExpertBank, Kernel
-from experts.fused import Layout, by_token
-from routers.plans import Blend, PerExpert, Plan, Ragged, Slots, TopK, token_expert
+from routelab.experts.grouped_experts import ExpertBank, Kernel
+from routelab.experts.kernels.fused_cpu_kernel import Layout, by_token
+from routelab.routers.plans import Blend, PerExpert, Plan, Ragged, Slots, TopK, token_expert
 
 
 def run(

@@ -10,9 +10,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from experts.kinds import check_sizes, draw
-from routers.contract import fresh
-from routers.cost import Cost, matmul
+from routelab.core.flops import Cost, matmul
+from routelab.experts.feed_forward import check_sizes, draw
+from routelab.routers.base import fresh
 
 
 class Latent(nn.Module):
@@ -34,7 +34,7 @@ class Latent(nn.Module):
             self.init_parameters(fresh)
 
     def init_parameters(self, generator: Callable[[str], torch.Generator]) -> None:
-        """Draw both as `experts.kinds.draw` does."""
+        """Draw both as `routelab.experts.feed_forward.draw` does."""
         for name, parameter in self.named_parameters(recurse=False):
             draw(parameter, name, generator(name))
 

@@ -21,8 +21,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from experts.bank import ExpertBank
-from experts.mixture import MixtureLayer
+from routelab.experts.grouped_experts import ExpertBank
+from routelab.experts.moe_layer import MixtureLayer
 
 T = TypeVar("T")
 Weights = Mapping[int, Mapping[str, Tensor]]

@@ -15,11 +15,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from experts.kinds import check_sizes
-from experts.registry import KINDS
-from routers.contract import fresh, truncated_normal_
-from routers.cost import Cost, matmul
-from routers.plans import Blend, PerExpert, Plan, Ragged, Slots, TopK, token_expert
+from routelab.core.flops import Cost, matmul
+from routelab.experts.expert_registry import KINDS
+from routelab.experts.feed_forward import check_sizes
+from routelab.routers.base import fresh, truncated_normal_
+from routelab.routers.plans import Blend, PerExpert, Plan, Ragged, Slots, TopK, token_expert
 
 
 @dataclass(frozen=True)

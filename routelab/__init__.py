@@ -2,17 +2,18 @@
 
 from typing import TYPE_CHECKING
 
-from routers.lazy import lazy
+from routelab.core.lazy_imports import lazy
 
 if TYPE_CHECKING:
-    from experts.bank import ExpertBank
-    from experts.mixture import MixtureLayer
     from routelab.comparison.compare import Comparison, compare
-    from routelab.comparison.single import train
-    from routelab.training.loop import Run
-    from routers.contract import Router, RouterInput, Routing
-    from routers.plans import Blend, PerExpert, Ragged, Slots, TopK
-    from routers.registry import build_router, register_router
+    from routelab.comparison.train_one import train
+    from routelab.experts.grouped_experts import ExpertBank
+    from routelab.experts.moe_layer import MixtureLayer
+    from routelab.routers.base import Router, RouterInput, Routing
+    from routelab.routers.build import build_router
+    from routelab.routers.plans import Blend, PerExpert, Ragged, Slots, TopK
+    from routelab.routers.router_registry import register_router
+    from routelab.training.run import Run
 
 __all__ = [
     "Blend", "Comparison", "ExpertBank", "MixtureLayer", "PerExpert", "Ragged", "Router", "RouterInput", "Routing", "Run", "Slots",
@@ -22,13 +23,13 @@ __all__ = [
 __getattr__, __dir__ = lazy(
     __name__,
     {
-        "ExpertBank": "experts.bank",
-        "MixtureLayer": "experts.mixture",
+        "ExpertBank": "routelab.experts.grouped_experts",
+        "MixtureLayer": "routelab.experts.moe_layer",
         **dict.fromkeys(("Comparison", "compare"), "routelab.comparison.compare"),
-        "train": "routelab.comparison.single",
-        "Run": "routelab.training.loop",
-        **dict.fromkeys(("Router", "RouterInput", "Routing"), "routers.contract"),
-        **dict.fromkeys(("Blend", "PerExpert", "Ragged", "Slots", "TopK"), "routers.plans"),
-        **dict.fromkeys(("build_router", "register_router"), "routers.registry"),
+        "train": "routelab.comparison.train_one",
+        "Run": "routelab.training.run",
+        **dict.fromkeys(("Router", "RouterInput", "Routing"), "routelab.routers.base"),
+        **dict.fromkeys(("Blend", "PerExpert", "Ragged", "Slots", "TopK"), "routelab.routers.plans"),
+        **dict.fromkeys(("build_router", "register_router"), "routelab.core.registry"),
     },
 )

@@ -2,15 +2,16 @@
 
 from typing import TYPE_CHECKING
 
-from routers.lazy import lazy
+from routelab.core.lazy_imports import lazy
 
 if TYPE_CHECKING:
-    from routers.capacity import limit
-    from routers.contract import ExpertWork, Router, RouterInput, Routing
-    from routers.cost import Cost
-    from routers.errors import UsageError
-    from routers.plans import Blend, PerExpert, Plan, Ragged, Slots, TopK
-    from routers.registry import ROUTERS, build_router, register_router
+    from routelab.core.errors import UsageError
+    from routelab.core.flops import Cost
+    from routelab.routers.base import ExpertWork, Router, RouterInput, Routing
+    from routelab.routers.build import build_router
+    from routelab.routers.capacity import limit
+    from routelab.routers.plans import Blend, PerExpert, Plan, Ragged, Slots, TopK
+    from routelab.routers.router_registry import ROUTERS, register_router
 
 __all__ = [
     "ROUTERS", "Blend", "Cost", "ExpertWork", "PerExpert", "Plan", "Ragged", "Router", "RouterInput", "Routing", "Slots",
@@ -20,11 +21,11 @@ __all__ = [
 __getattr__, __dir__ = lazy(
     __name__,
     {
-        "limit": "routers.capacity",
-        **dict.fromkeys(("ExpertWork", "Router", "RouterInput", "Routing"), "routers.contract"),
-        "Cost": "routers.cost",
-        "UsageError": "routers.errors",
-        **dict.fromkeys(("Blend", "PerExpert", "Plan", "Ragged", "Slots", "TopK"), "routers.plans"),
-        **dict.fromkeys(("ROUTERS", "build_router", "register_router"), "routers.registry"),
+        "limit": "routelab.routers.capacity",
+        **dict.fromkeys(("ExpertWork", "Router", "RouterInput", "Routing"), "routelab.routers.base"),
+        "Cost": "routelab.core.flops",
+        "UsageError": "routelab.core.errors",
+        **dict.fromkeys(("Blend", "PerExpert", "Plan", "Ragged", "Slots", "TopK"), "routelab.routers.plans"),
+        **dict.fromkeys(("ROUTERS", "build_router", "register_router"), "routelab.core.registry"),
     },
 )

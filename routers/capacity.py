@@ -15,7 +15,7 @@ from typing import Literal, cast, get_args
 import torch
 from torch import Tensor
 
-from routers.plans import Plan, Ragged, TopK, chosen, token_expert
+from routelab.routers.plans import Plan, Ragged, TopK, chosen, token_expert
 
 Priority = Literal["position", "choice", "probability", "random"]
 PRIORITIES: tuple[str, ...] = get_args(Priority)

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from routers.contract import Router, RouterInput, Routing
-from routers.losses import sequence_balance_loss
-from routers.plans import TopK
+from routelab.routers.base import Router, RouterInput, Routing
+from routelab.routers.losses import sequence_balance_loss
+from routelab.routers.plans import TopK
 
 
 def within_groups(score_TE: Tensor, groups: int, best: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from routers.topk import TopKRouter
+from routelab.routers.topk import TopKRouter
 
 
 class DeepSeekMoE(TopKRouter):

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from routers.contract import Router, RouterInput, Routing
-from routers.plans import Blend
+from routelab.routers.base import Router, RouterInput, Routing
+from routelab.routers.plans import Blend
 
 
 class DenseGate(Router):

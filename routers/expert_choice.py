@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from routers.capacity import capacity, capacity_tensor
-from routers.contract import Router, RouterInput, Routing
-from routers.plans import PerExpert, Plan, Ragged
+from routelab.routers.base import Router, RouterInput, Routing
+from routelab.routers.capacity import capacity, capacity_tensor
+from routelab.routers.plans import PerExpert, Plan, Ragged
 
 
 class ExpertChoice(Router):

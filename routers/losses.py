@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from routers.processes import gathered, sharing, total
+from routelab.core.collectives import gathered, sharing, total
 
 
 def token_mean(value: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from routers.capacity import capacity as room
-from routers.contract import Router, RouterInput, Routing
-from routers.expert_choice import take
-from routers.losses import token_mean
-from routers.plans import PerExpert, share_TE
+from routelab.routers.base import Router, RouterInput, Routing
+from routelab.routers.capacity import capacity as room
+from routelab.routers.expert_choice import take
+from routelab.routers.losses import token_mean
+from routelab.routers.plans import PerExpert, share_TE
 
 
 class MixtureOfDepths(Router):
@@ -26,7 +26,7 @@ class MixtureOfDepths(Router):
 
     In an arm the one expert is the whole block, attention and feed-forward: the chosen attend to one another only, in their
     order and at their own positions, l times what the block adds to them is added to the residual stream, and the rest skip
-    it (`routelab.backbones.depths`). In a plain mixture layer each expert takes the C tokens of its own best logits.
+    it (`routelab.backbones.mixture_of_depths_block`). In a plain mixture layer each expert takes the C tokens of its own best logits.
 
     The best of a sequence are not known before it ends, so **training sees later tokens**: whether a token is chosen, and
     which of its forerunners it may attend to. Evaluation need not, by either way of the paper's §3.5, which gives no

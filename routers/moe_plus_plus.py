@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from routers.contract import Router, RouterInput, Routing
-from routers.losses import balance_loss
-from routers.plans import TopK
-from routers.topk import check_top_k, choose
+from routelab.routers.base import Router, RouterInput, Routing
+from routelab.routers.losses import balance_loss
+from routelab.routers.plans import TopK
+from routelab.routers.topk import check_top_k, choose
 
 
 class MoEPlusPlus(Router):

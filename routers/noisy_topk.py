@@ -13,9 +13,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from routers.contract import Router, RouterInput, Routing
-from routers.losses import importance_loss, load_loss
-from routers.plans import TopK
+from routelab.routers.base import Router, RouterInput, Routing
+from routelab.routers.losses import importance_loss, load_loss
+from routelab.routers.plans import TopK
 
 
 class NoisyTopK(Router):

@@ -83,7 +83,7 @@ Plan = TopK | PerExpert | Ragged | Slots | Blend
 def check_plan(plan: Plan, groups: int, positions: int) -> None:
     """Raise ValueError in one sentence if the plan's shapes or types do not fit `groups` x `positions` tokens.
 
-    Values are not looked at (that would wait for a GPU); `routers.plans.check_values` does so where waiting is no harm.
+    Values are not looked at (that would wait for a GPU); `routelab.routers.plans.check_values` does so where waiting is no harm.
     """
     tokens = groups * positions
     expected: dict[str, tuple[int | None, ...]]

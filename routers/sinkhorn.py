@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from routers.balanced import BalancedInTraining
-from routers.contract import RouterInput, Routing
-from routers.plans import TopK
+from routelab.routers.balanced_in_training import BalancedInTraining
+from routelab.routers.base import RouterInput, Routing
+from routelab.routers.plans import TopK
 
 
 class Sinkhorn(BalancedInTraining):

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from routers.contract import Router, RouterInput, Routing, truncated_normal_
-from routers.cost import Cost, matmul
-from routers.plans import Slots
+from routelab.core.flops import Cost, matmul
+from routelab.routers.base import Router, RouterInput, Routing, truncated_normal_
+from routelab.routers.plans import Slots
 
 
 class Soft(Router):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from routers.contract import RouterInput, Routing
-from routers.losses import z_loss
-from routers.top2 import Top2
+from routelab.routers.base import RouterInput, Routing
+from routelab.routers.losses import z_loss
+from routelab.routers.top2 import Top2
 
 
 class StMoe(Top2):
@@ -19,7 +19,7 @@ class StMoe(Top2):
     served before second ones.
 
     Departures: the paper evaluates at 2.0; here evaluation is dropless unless `eval_capacity_factor` is set, so that
-    metrics do not depend on the batch size. Capacity counts both choices (`routers.capacity`); Mesh TensorFlow, which the
+    metrics do not depend on the batch size. Capacity counts both choices (`routelab.routers.capacity`); Mesh TensorFlow, which the
     paper builds on, leaves k out, so that its 1.25 is `capacity_factor=0.625`. The random second choice is GShard's; the
     paper's has a threshold (§3.4 names a fifth of the first's probability).
 

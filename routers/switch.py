@@ -13,9 +13,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from routers.contract import Router, RouterInput, Routing, truncated_normal_
-from routers.losses import balance_loss, jitter
-from routers.plans import TopK
+from routelab.routers.base import Router, RouterInput, Routing, truncated_normal_
+from routelab.routers.losses import balance_loss, jitter
+from routelab.routers.plans import TopK
 
 
 class Switch(Router):

@@ -12,10 +12,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from routers.contract import Router, RouterInput, Routing
-from routers.losses import balance_loss
-from routers.plans import TopK
-from routers.topk import choose
+from routelab.routers.base import Router, RouterInput, Routing
+from routelab.routers.losses import balance_loss
+from routelab.routers.plans import TopK
+from routelab.routers.topk import choose
 
 
 class Top2(Router):
@@ -28,7 +28,7 @@ class Top2(Router):
     weight). Capacity factor 2.0 in training. All first choices are served before any second choice (priority "choice"),
     so under capacity **a later token can push out an earlier one**: the layer then declares the arm not causal.
 
-    Departures: capacity counts both choices (`routers.capacity`), so that 2.0 leaves 4 T / E rows and the paper's 2 T / E
+    Departures: capacity counts both choices (`routelab.routers.capacity`), so that 2.0 leaves 4 T / E rows and the paper's 2 T / E
     are `capacity_factor=1`. A second choice left out takes no capacity, as in Mesh TensorFlow; in algorithm 1 it does.
 
     Parameters: `weight` (E, D). Without capacity causal and not batch-coupled.

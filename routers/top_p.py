@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from routers.contract import Router, RouterInput, Routing
-from routers.losses import token_mean
-from routers.plans import sets
-from routers.processes import sharing, total
+from routelab.core.collectives import sharing, total
+from routelab.routers.base import Router, RouterInput, Routing
+from routelab.routers.losses import token_mean
+from routelab.routers.plans import sets
 
 
 class TopP(Router):
@@ -96,7 +96,7 @@ def mean_entropy(logits: Tensor, mask: Tensor | None = None) -> Tensor:
 
 
 def balance_of_sets(probs: Tensor, chosen: Tensor, mask: Tensor | None = None) -> Tensor:
-    """`routers.losses.balance_loss` for sets of any size: E * sum_e f_e * P_e, f_e being the share of all choices made.
+    """`routelab.routers.losses.balance_loss` for sets of any size: E * sum_e f_e * P_e, f_e being the share of all choices made.
 
     probs (T, E); chosen (T, E) bool. Perfect balance gives 1.
     """

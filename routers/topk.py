@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from routers.contract import Router, RouterInput, Routing
-from routers.losses import balance_loss
-from routers.plans import TopK
+from routelab.routers.base import Router, RouterInput, Routing
+from routelab.routers.losses import balance_loss
+from routelab.routers.plans import TopK
 
 
 def choose(probs_TE: Tensor, k: int, renormalize: bool) -> tuple[Tensor, Tensor]:

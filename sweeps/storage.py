@@ -24,8 +24,8 @@ from optuna.storages import JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.storages.journal._file import BaseJournalFileLock
 
-from routelab.training.store import initialising, reason, shown, sqlite_path
-from routers.errors import StorageError, UsageError
+from routelab.core.errors import StorageError, UsageError
+from routelab.tracking.uri import initialising, reason, shown, sqlite_path
 
 BEAT_SECONDS, GRACE_SECONDS = 10, 60
 """How often a worker says that it lives, and after how much silence a worker of another machine counts as dead."""

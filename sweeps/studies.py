@@ -16,10 +16,10 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from routelab.training.record import read_json, write_json
-from routers.errors import UsageError, unknown
-from sweeps.front import front
-from sweeps.storage import Store, gone, open_store
+from routelab.core.errors import UsageError, unknown
+from routelab.records.json_io import read_json, write_json
+from routelab.sweeps.pareto import front
+from routelab.sweeps.storage import Store, gone, open_store
 
 POINTER = "sweep.json"
 

@@ -13,22 +13,23 @@ from typing import Any
 import optuna
 import torch
 
-from baselines.contract import make_arm
-from routelab.comparison.cells import code_digest
+from routelab.baselines.build import make_arm
 from routelab.comparison.compare import check_batch, check_reference, check_writable
-from routelab.comparison.origins import Origins
-from routelab.data.contract import DataSet, load
-from routelab.training.arms import ArmChoice
-from routelab.training.config import Resolved, check_optimizer, resolve, seed_list
-from routelab.training.loop import RunSpec
-from routelab.training.matching import match_arms, reference_of
-from routelab.training.settings import Config
-from routelab.training.store import absolute, shown
-from routers.errors import UsageError, unknown
-from sweeps.methods import PrunerChoice, SamplerChoice
-from sweeps.space import Settings, Space, apply, check_keys, check_values, points, space_of, wishes
-from sweeps.storage import Store, open_store
-from sweeps.studies import ArmStudy, Studies, changed, leave_word
+from routelab.comparison.matching import match_arms, reference_of
+from routelab.config.arm_grid import ArmChoice
+from routelab.config.resolve import Resolved, check_optimizer, resolve, seed_list
+from routelab.config.run_spec import RunSpec
+from routelab.config.schema import Config
+from routelab.core.errors import UsageError, unknown
+from routelab.data.base import DataSet, load
+from routelab.records.lineage import Origins
+from routelab.records.run_cache import code_digest
+from routelab.sweeps.samplers import PrunerChoice, SamplerChoice
+from routelab.sweeps.search_space import Settings, Space, apply, check_keys, check_values, points, space_of, wishes
+from routelab.sweeps.storage import Store, open_store
+from routelab.sweeps.studies import ArmStudy, Studies, changed, leave_word
+from routelab.tracking.artifacts import store_at
+from routelab.tracking.uri import absolute, shown
 
 OBJECTIVES = ("loss", "flops", "seconds")
 _TRIALS_PER_ARM = 10
@@ -68,7 +69,7 @@ class Sweep:
         check_batch(config, self.data)
         self.sampler = SamplerChoice.of(config.sampler, config.seed, len(self.objectives))
         wanted = wishes(config.search)
-        self.origins = Origins.of(config, self.data)
+        self.origins = Origins.of(config, self.data, store_at(config.tracking.uri))
         self.choices = self.origins.choices(config.arms, config.seed)
         if any(choice.times != 1 or choice.take == "flops" for choice in self.choices):
             raise UsageError(

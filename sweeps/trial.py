@@ -17,19 +17,20 @@ import torch
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from baselines.contract import blame
-from routelab.comparison.cells import cell_folder, cell_key
-from routelab.training.loop import RunSpec, execute
-from routelab.training.module import Observer, StoppedError
-from routelab.training.record import finite, read_json, write_json
-from routelab.training.state import discard
-from routers.errors import StorageError, UsageError
-from sweeps.front import falls_behind
-from sweeps.methods import rung
-from sweeps.space import Settings
-from sweeps.storage import patiently
-from sweeps.studies import ArmStudy
-from sweeps.sweep import Sweep, SweepArm
+from routelab.baselines.build import blame
+from routelab.config.run_spec import RunSpec
+from routelab.core.errors import StorageError, UsageError
+from routelab.records.json_io import finite, read_json, write_json
+from routelab.records.run_cache import cell_folder, cell_key
+from routelab.sweeps.pareto import falls_behind
+from routelab.sweeps.samplers import rung
+from routelab.sweeps.search_space import Settings
+from routelab.sweeps.storage import patiently
+from routelab.sweeps.studies import ArmStudy
+from routelab.sweeps.sweep import Sweep, SweepArm
+from routelab.training.checkpoint import discard
+from routelab.training.lightning_module import Observer, StoppedError
+from routelab.training.run import execute
 
 POINTS = "points.jsonl"
 """The curve of a run that is going on, a line for each point, for whoever shows it."""

@@ -10,12 +10,12 @@ from functools import partial
 import optuna
 from optuna.trial import TrialState
 
-from routers.errors import UsageError
-from sweeps.space import Settings
-from sweeps.storage import Heart, patiently, worker_id
-from sweeps.studies import CLAIM, ArmStudy, Studies, room, share, worker_of
-from sweeps.sweep import Sweep, SweepArm
-from sweeps.trial import Outcome, asking, run_trial
+from routelab.core.errors import UsageError
+from routelab.sweeps.search_space import Settings
+from routelab.sweeps.storage import Heart, patiently, worker_id
+from routelab.sweeps.studies import CLAIM, ArmStudy, Studies, room, share, worker_of
+from routelab.sweeps.sweep import Sweep, SweepArm
+from routelab.sweeps.trial import Outcome, asking, run_trial
 
 _IDLE_SECONDS = 1.0
 

@@ -18,7 +18,7 @@ class PowerCutError(BaseException):
 @pytest.fixture
 def power_cut(monkeypatch):
     """`with power_cut(step):` a run within is cut off before that step, and raises no further."""
-    from routelab.training.module import TrainingModule
+    from routelab.training.lightning_module import TrainingModule
 
     real = TrainingModule._optimizer_step
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from routelab.backbones.depths import BlockMixture, Rotation
-from routers.contract import Routing
-from routers.cost import Cost, matmul
+from routelab.backbones.mixture_of_depths_block import BlockMixture, Rotation
+from routelab.core.flops import Cost, matmul
+from routelab.routers.base import Routing
 
 
 class KeyValues:
@@ -111,7 +111,7 @@ class SelfAttention(nn.Module):
 
 class Block(nn.Module):
     """x + attention(norm(x)), then x + feed_forward(norm(x)), where the feed-forward may be a mixture, or choose who goes
-    through the block at all (`routelab.backbones.depths`).
+    through the block at all (`routelab.backbones.mixture_of_depths_block`).
 
     Options: those of the attention; `norm`: "layer" (Ba 2016) or "rms" (Zhang and Sennrich 2019).
     """

@@ -13,14 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from experts.kinds import check_sizes
-from experts.mixture import MixtureLayer
 from routelab.backbones.attention import Block, Blocks, KeyValues, rotation_of
-from routelab.backbones.contract import Backbone, FeedForwardFactory, InputSpec, Slot
-from routelab.backbones.depths import BlockMixture
-from routers.contract import RouterInput, Routing, truncated_normal_
-from routers.cost import Cost, matmul
-from routers.plans import Slots, share_TE
+from routelab.backbones.base import Backbone, FeedForwardFactory, Slot
+from routelab.backbones.mixture_of_depths_block import BlockMixture
+from routelab.core.flops import Cost, matmul
+from routelab.data.task import InputSpec
+from routelab.experts.feed_forward import check_sizes
+from routelab.experts.moe_layer import MixtureLayer
+from routelab.routers.base import RouterInput, Routing, truncated_normal_
+from routelab.routers.plans import Slots, share_TE
 
 _PROBED = 32
 

@@ -12,10 +12,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from routelab.backbones.contract import Backbone, InputSpec
-from routelab.backbones.features import Row
-from routers.contract import Routing, truncated_normal_
-from routers.cost import Cost, matmul
+from routelab.backbones.base import Backbone
+from routelab.backbones.row_head import Row
+from routelab.core.flops import Cost, matmul
+from routelab.data.task import InputSpec
+from routelab.routers.base import Routing, truncated_normal_
 
 
 class Linear(Backbone):

@@ -11,11 +11,12 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from experts.kinds import check_sizes
-from routelab.backbones.contract import Backbone, FeedForwardFactory, InputSpec, Slot
-from routelab.backbones.features import Row
-from routers.contract import Routing
-from routers.cost import Cost, matmul
+from routelab.backbones.base import Backbone, FeedForwardFactory, Slot
+from routelab.backbones.row_head import Row
+from routelab.core.flops import Cost, matmul
+from routelab.data.task import InputSpec
+from routelab.experts.feed_forward import check_sizes
+from routelab.routers.base import Routing
 
 
 class MLP(Backbone):

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from routelab.cli.sweep import sweep
-from routers.errors import PluginWarning, StorageError, UsageError
+from routelab.cli.sweep_command import sweep
+from routelab.core.errors import PluginWarning, StorageError, UsageError
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
@@ -37,7 +37,7 @@ def root(
 ) -> None:
     """Options that stand before the command."""
     _plugins[:] = plugin or []
-    from routers.loading import load_plugin
+    from routelab.core.plugins import load_plugin
 
     for spec in _plugins:
         load_plugin(spec)
@@ -59,7 +59,7 @@ def resolve_words(words: list[str] | None, command: str = "") -> Any:
 
     command: whose words they are, if it does not read all keys.
     """
-    from routelab.training.config import resolve
+    from routelab.config.resolve import resolve
 
     words = list(words or [])
     path = words.pop(0) if words and "=" not in words[0] else None
@@ -98,7 +98,7 @@ def compare_command(
 
     Example: routelab compare data=mnist5k seeds=3 'arms=[dense,switch,soft]'
     """
-    from routelab.cli import screen
+    from routelab.cli import output as screen
     from routelab.reproductions.registry import reproduction_of
 
     published = reproduction_of(words or [])
@@ -116,7 +116,7 @@ def compare_command(
 
 
 def _show_config(resolved: Any, as_json: bool) -> None:
-    from routelab.cli.screen import print_json
+    from routelab.cli.output import print_json
 
     if as_json:
         print_json(resolved.rows())
@@ -126,7 +126,7 @@ def _show_config(resolved: Any, as_json: bool) -> None:
 
 def _carry_out(resolved: Any, as_json: bool) -> None:
     """Run a comparison, show it, and leave with its exit code."""
-    from routelab.cli import screen
+    from routelab.cli import output as screen
 
     done = screen.compare(resolved, quiet=as_json)
     if as_json:
@@ -149,7 +149,7 @@ def distil_command(
 
     Example: routelab distil results/language/topk-s0 into=dense seeds=6 temperature=2
     """
-    from routelab.comparison.distil import distillation
+    from routelab.comparison.distillation import distillation
 
     _only_settings(words or [], "RUN")
     resolved = distillation(run, words or [], _spelled())
@@ -164,7 +164,7 @@ def train_command(words: Words = None, as_json: AsJson = False, print_config: Sh
 
     Example: routelab train arm=top2 data=digits seed=1 budget.steps=500
     """
-    from routelab.cli import screen
+    from routelab.cli import output as screen
 
     resolved = resolve_words(words, "train")
     if print_config:
@@ -192,7 +192,7 @@ def report_command(
 
     Example: routelab report digits letter flights
     """
-    from routelab.cli import runs
+    from routelab.cli import run_commands as runs
 
     runs.report(experiments, as_json)
 
@@ -207,7 +207,7 @@ def replay_command(
 
     Example: routelab replay results/cells/0123456789abcdef0123
     """
-    from routelab.cli import runs
+    from routelab.cli import run_commands as runs
 
     raise typer.Exit(runs.replay(run, uri, as_json))
 
@@ -223,7 +223,7 @@ def explain_command(
 
     Example: routelab explain results/digits/switch-s0 results/digits/switch-s1
     """
-    from routelab.cli import runs
+    from routelab.cli import run_commands as runs
 
     raise typer.Exit(runs.explain(first, second, uri, as_json))
 
@@ -240,7 +240,7 @@ def analyze_command(
 
     Example: routelab analyze results/language/topk-s0
     """
-    from routelab.cli.analysis import analyze
+    from routelab.cli.analysis_commands import analyze
 
     analyze(run, uri, output, examples, as_json)
 
@@ -263,7 +263,7 @@ def clock_command(
 
     Example: routelab clock results/language/topk-s0 --sizes 1,16,256
     """
-    from routelab.cli.analysis import clock
+    from routelab.cli.analysis_commands import clock
 
     options = {"rounds": rounds, "longest": longest, "cpu_time": cpu_time, "precision": precision}
     clock(run, uri, output, sizes, options, as_json)
@@ -286,7 +286,7 @@ def serve_cost_command(
 
     Example: routelab serve-cost results/language/hash-s0 results/language/topk-s0
     """
-    from routelab.cli.analysis import serve_cost
+    from routelab.cli.analysis_commands import serve_cost
 
     options = {"slots": slots, "per_layer": per_layer, "cold": cold, "prompt": prompt, "steps": steps}
     serve_cost(runs, uri, output, examples, options, as_json)
@@ -301,7 +301,7 @@ def list_command(
 
     Example: routelab list routers
     """
-    from routelab.cli import screen
+    from routelab.cli import output as screen
 
     screen.listing(kind, as_json)
 
@@ -328,7 +328,7 @@ def check_router_command(
 
     Example: routelab check router topk top_k=1 renormalize=false
     """
-    from routelab.cli.check import check_router
+    from routelab.cli.check_command import check_router
 
     raise typer.Exit(check_router(name, words or [], as_json, _plugins if processes else None))
 
@@ -348,7 +348,7 @@ def count_command(
 
     Example: routelab count mixtral-8x7b --precision fp8 --context 32768
     """
-    from routelab.cli import count
+    from routelab.cli import count_command as count
 
     name = count.named_preset(words or [])
     if name is not None:
@@ -373,7 +373,7 @@ def new_command(
 
     Example: routelab new router my_idea
     """
-    from routelab.cli import screen
+    from routelab.cli import output as screen
 
     screen.new(kind, name, into, as_json)
 
@@ -384,7 +384,7 @@ def doctor(as_json: AsJson = False) -> None:
 
     Example: routelab doctor
     """
-    from routelab.cli.doctor import examine
+    from routelab.cli.doctor_command import examine
 
     raise typer.Exit(examine(as_json))
 
@@ -399,7 +399,7 @@ def ui(
 
     Example: routelab ui --port 5001
     """
-    from routelab.cli import screen
+    from routelab.cli import output as screen
 
     raise typer.Exit(screen.serve(uri, port, as_json))
 

@@ -10,15 +10,16 @@ from types import ModuleType
 import typer
 from rich.table import Table
 
-from routelab.cli.screen import console, print_json
+from routelab.cli.output import console, print_json
 
 
 def show(experiment: ModuleType, words: Sequence[str], as_json: bool, print_config: bool) -> None:
     """Run it, print its tables beside the published ones, and leave the rows in its output folder."""
     from routelab.comparison.compare import check_writable
+    from routelab.core.errors import UsageError
+    from routelab.records.json_io import write_json
+    from routelab.records.provenance import provenance
     from routelab.reproductions.tables import HEADER, lines, verdict
-    from routelab.training.record import provenance, write_json
-    from routers.errors import UsageError
 
     for word in words[1:]:
         if "=" not in word:

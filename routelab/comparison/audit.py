@@ -17,12 +17,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-from baselines.contract import Arm, StepLoss, make_arm
-from experts.bank import ExpertBank
-from experts.mixture import MixtureLayer
+from routelab.baselines.base import Arm, StepLoss
+from routelab.baselines.build import make_arm
 from routelab.comparison.compare import Plan
 from routelab.comparison.pilot import first_batch
-from routelab.training.flops import counter_formulas
+from routelab.experts.grouped_experts import ExpertBank
+from routelab.experts.moe_layer import MixtureLayer
+from routelab.training.ledger import counter_formulas
 
 TOLERANCE = 0.01
 

@@ -9,30 +9,32 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from routelab.comparison.again import cells_of
-from routelab.comparison.cells import cell_folder, cell_key, finished, training_key
+from routelab.comparison.ablation_series import series_of
+from routelab.comparison.csv_export import write_curves, write_domains, write_endpoints, write_results
+from routelab.comparison.execute import Event, Job, default_workers, failed, opening, run_jobs
 from routelab.comparison.frontier import frontier_of
-from routelab.comparison.inference import inference
-from routelab.comparison.judging import differences
-from routelab.comparison.origins import Origins
-from routelab.comparison.pairs import judged_pairs, pair_differences, pair_name, pairs_of
-from routelab.comparison.report import write_report
-from routelab.comparison.rows import Row, described, rows_of
-from routelab.comparison.sequential import look, seeds_to_settle
-from routelab.comparison.series import series_of
+from routelab.comparison.grid import Row, described, rows_of
+from routelab.comparison.inference_latency import inference
+from routelab.comparison.learning_rate_selection import best_rates, choose_rates
+from routelab.comparison.matching import reference_of
+from routelab.comparison.pairwise import judged_pairs, pair_differences, pair_name, pairs_of
+from routelab.comparison.reference_scores import yardsticks_of
+from routelab.comparison.results import cells_of
+from routelab.comparison.statistics.hypothesis_tests import differences
+from routelab.comparison.statistics.sequential import look, seeds_to_settle
 from routelab.comparison.summary import summarise
-from routelab.comparison.tables import write_curves, write_domains, write_endpoints, write_results
-from routelab.comparison.tuning import best_rates, choose_rates
-from routelab.comparison.workers import Event, Job, default_workers, failed, opening, run_jobs
-from routelab.comparison.yardsticks import yardsticks_of
-from routelab.data.contract import DataSet, load
-from routelab.training.arms import ArmChoice
-from routelab.training.config import Resolved, flatten, resolve, seed_list
-from routelab.training.matching import reference_of
-from routelab.training.record import provenance, read_json, write_json
-from routelab.training.settings import Config, Match
-from routelab.training.tracking import Tracker
-from routers.errors import StorageError, UsageError, unknown
+from routelab.config.arm_grid import ArmChoice
+from routelab.config.resolve import Resolved, flatten, resolve, seed_list
+from routelab.config.schema import Config, Match
+from routelab.core.errors import StorageError, UsageError, unknown
+from routelab.data.base import DataSet, load
+from routelab.records.json_io import read_json, write_json
+from routelab.records.lineage import Origins
+from routelab.records.provenance import provenance
+from routelab.records.run_cache import cell_folder, cell_key, finished, training_key
+from routelab.report.comparison_report import write_report
+from routelab.tracking.artifacts import store_at
+from routelab.tracking.mlflow_tracker import Tracker
 
 FILES = ("results.csv", "domains.csv", "endpoints.csv", "curves.csv", "summary.json", "report.html", "figures")
 """What a comparison leaves in its folder, and in its MLflow run."""
@@ -101,7 +103,7 @@ def plan(resolved: Resolved) -> Plan:
     """Check everything that can be checked before any work: arms, data, matching, the output folder."""
     config = resolved.config
     data = load(**config.data)
-    origins, seeds = Origins.of(config, data), seed_list(config)
+    origins, seeds = Origins.of(config, data, store_at(config.tracking.uri)), seed_list(config)
     choices = origins.choices(config.arms, seeds[0])
     rows, reference = rows_of(config, data, choices)
     check_batch(config, data)

@@ -8,9 +8,18 @@ from typing import Any
 
 import numpy as np
 
-from routelab.comparison.leverage import Floats, Leverage, best_so_far, cost_to, effective_size, hypervolume, leverage
-from routelab.comparison.rows import Row, ladder_rows
-from routelab.comparison.statistics import Interval, mean_interval
+from routelab.comparison.grid import Row, ladder_rows
+from routelab.comparison.statistics.leverage import (
+    Floats,
+    Leverage,
+    best_so_far,
+    cost_to,
+    effective_size,
+    hypervolume,
+    leverage,
+)
+from routelab.core.intervals import Interval, mean_interval
+from routelab.records.derived_values import curve_points, spent
 
 _BEYOND = 10.0
 """How many times dearer than the dearest endpoint the reference point of the hypervolume is."""
@@ -69,11 +78,6 @@ def frontier_of(records: Sequence[Mapping[str, Any]], rows: Sequence[Row], refer
     }  # fmt: skip
 
 
-def spent(record: Mapping[str, Any]) -> float:
-    """Training FLOPs of a run, with those of the runs that it builds on: a dense model from scratch has nothing for free either."""
-    return float(record["flops_model"]) + float(record.get("initial_flops") or 0.0)
-
-
 def _equal_data(rows: Sequence[Row]) -> bool:
     """Whether all of these see as many examples."""
     counted = all(row.budget.steps is not None or row.budget.epochs is not None for row in rows)
@@ -112,13 +116,6 @@ def to_target(records: Sequence[Mapping[str, Any]], reference: str, label: str) 
                     values.append(math.log(ours.cost / theirs.cost))
     found = {key: _exp(mean_interval(values)) for key, values in ratios.items()}
     return {"loss": target, "censored": len(shared) - len(ratios["flops"]), **found}
-
-
-def curve_points(record: Mapping[str, Any], x: str = "flops") -> list[tuple[float, float]]:
-    """(x, validation loss) of every finite point of a run's curve with x above 0; x: flops or seconds."""
-    found = ((point.get(x), point.get("val/loss")) for point in record.get("curve") or ())
-    pairs = [(float(a), float(b)) for a, b in found if a is not None and b is not None]
-    return [(a, b) for a, b in pairs if a > 0 and math.isfinite(a) and math.isfinite(b)]
 
 
 def _exp(interval: Interval) -> dict[str, Any]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from baselines.contract import Arm
-from baselines.task import Batch
+from routelab.baselines.base import Arm
+from routelab.data.task import Batch
 
 
 def first_batch(arm: Arm, train: Batch, size: int) -> tuple[Batch, Tensor]:

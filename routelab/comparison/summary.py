@@ -6,13 +6,14 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from routelab.comparison.domains import domains_of
+from routelab.comparison.budget_accounting import readings_of, readings_sentence
 from routelab.comparison.frontier import to_target
-from routelab.comparison.judging import differences, judge
-from routelab.comparison.readings import readings_of, readings_sentence
-from routelab.comparison.statistics import mean_interval
+from routelab.comparison.per_domain import domains_of
+from routelab.comparison.statistics.hypothesis_tests import differences, judge
 from routelab.comparison.verdict import caveat_of, sentence_of, verdict_of
-from routelab.training.settings import Verdict
+from routelab.config.schema import Verdict
+from routelab.core.intervals import mean_interval
+from routelab.report.arm_labels import marks
 
 _RATIOS = {"flops_per_example": "flops_ratio", "active_params": "active_ratio", "total_params": "total_ratio"}
 _MEANS = (
@@ -43,7 +44,7 @@ def summarise(
     """The summary of a comparison (summary.json). Differences are in log loss, paired by seed, against the reference.
 
     labels: the arms that are judged. sequential: seeds were added where the verdict was open, so that intervals and verdicts
-    are those of `routelab.comparison.sequential`. frontier: what `routelab.comparison.frontier.frontier_of` found.
+    are those of `routelab.comparison.statistics.sequential`. frontier: what `routelab.comparison.frontier.frontier_of` found.
     """
     verdict = verdict or Verdict()
     metric = next((record["metric"] for record in records if record.get("metric")), "accuracy")
@@ -113,11 +114,3 @@ def _examples_per_second(record: Mapping[str, Any]) -> float | None:
     if not options or not steps or not record.get("seconds"):
         return None
     return float(steps * options["batch_size"] * options["accumulate"] / record["seconds"])
-
-
-def marks(record: Mapping[str, Any]) -> list[str]:
-    """What must stand beside the name of a run wherever it is shown: what it leaks, if only in training, and whether its
-    figures depend on the batch that it was evaluated in."""
-    found = [f"leaks: {record['leaks']}"] if record.get("leaks") else []
-    found += [f"training sees {record['leaks_in_training']}"] if record.get("leaks_in_training") else []
-    return found + (["batch-coupled"] if record.get("evaluation_coupled") else [])

@@ -6,21 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from routelab.comparison.readings import NEARLY
-from routelab.comparison.statistics import smallest_sign_flip_p
-
-
-def marked(label: str, given: Sequence[str] | None) -> str:
-    """A label with its marks: "soft (leaks: later tokens)"."""
-    return f"{label} ({', '.join(given)})" if given else label
-
-
-def intervals_of(summary: Mapping[str, Any]) -> str:
-    """What the intervals of differences from the reference are."""
-    level = float(summary.get("level") or 0.05)
-    if summary.get("sequential"):
-        return f"intervals that hold at every look, their level of {level:g} shared among those that are judged"
-    return f"{100 * (1 - level):g}% t-intervals, not adjusted for how many are judged; Holm's p, which decides, is"
+from routelab.comparison.budget_accounting import NEARLY
+from routelab.comparison.statistics.exact_tests import smallest_sign_flip_p
+from routelab.report.arm_labels import marked
 
 
 def verdict_of(label: str, entry: Mapping[str, Any], reference: str | None) -> str:

@@ -9,7 +9,7 @@ class TestMine(RouterConformance):
 
 from typing import TYPE_CHECKING
 
-from routers.lazy import lazy
+from routelab.core.lazy_imports import lazy
 
 if TYPE_CHECKING:
     from routelab.conformance.rules import Check

@@ -5,8 +5,8 @@ All else in the file stays as it is.
 
 from __future__ import annotations
 
-from routelab.conformance.facts import all_facts
-from routelab.facts import FACTS, read, write
+from routelab.conformance.router_facts import all_facts
+from routelab.routers.router_metadata import FACTS, read, write
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from routers.registry import ROUTERS
+from routelab.routers.router_registry import ROUTERS
 
 _VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "topk_raw": ("topk", {"top_k": 1, "renormalize": False}),

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from routelab.conformance.subject import Subject
+from routelab.conformance.router_under_test import Subject
 
 State = Literal["passed", "failed", "skipped"]
 

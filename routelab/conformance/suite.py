@@ -5,10 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
-from routelab.conformance import dependence, extremes, modes, plans, training  # noqa: F401, each module adds its rules
+from routelab.conformance import (  # noqa: F401, each module adds its rules
+    causality,
+    edge_cases,
+    plan_rules,
+    train_eval_modes,
+    training_rules,
+)
+from routelab.conformance.router_under_test import Subject
 from routelab.conformance.rules import RULES, Check, Rule
-from routelab.conformance.subject import Subject
-from routers.contract import Router
+from routelab.routers.base import Router
 
 
 def check_router(router: str | type[Router], /, **options: Any) -> list[Check]:
@@ -40,7 +46,7 @@ class RouterConformance:
 
         if not self.processes:
             pytest.skip("set `processes = True` to train a step in two processes")
-        from routelab.conformance.processes import check_in_processes
+        from routelab.conformance.process_rules import check_in_processes
 
         _judge(check_in_processes({"it": (self.router, self.options)})["it"])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from routelab.data.contract import DataSet, holds, split_stratified
+from routelab.data.base import DataSet, holds, split_stratified
 from routelab.data.table import table_data
 
 

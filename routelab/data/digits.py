@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from routelab.data.contract import DataSet, holds, image_data
+from routelab.data.base import DataSet, holds, image_data
 
 
 @holds("image")

@@ -6,9 +6,9 @@ import importlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from routelab.data.contract import DataSet, holds
+from routelab.core.errors import UsageError, unknown
+from routelab.data.base import DataSet, holds
 from routelab.data.text import Document, check_shares, hold_out, stream, text_data
-from routers.errors import UsageError, unknown
 
 CORE = {
     "law": "law:documents:source",

@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from routelab.data.contract import DataSet, holds, package_file
+from routelab.data.base import DataSet, holds, package_file
 from routelab.data.table import table_data
 
 _COLUMNS = ["month", "day", "sched_dep_time", "sched_arr_time", "arr_delay", "carrier", "origin", "dest", "distance"]

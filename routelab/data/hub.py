@@ -9,9 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from routelab.data.contract import DataSet, holds
+from routelab.core.errors import UsageError, unknown
+from routelab.data.base import DataSet, holds
 from routelab.data.text import SEPARATOR, check_shares, text_data
-from routers.errors import UsageError, unknown
 
 _TABLES = (".jsonl", ".parquet")
 _ROWS = 1024

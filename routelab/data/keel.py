@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from routelab.data.contract import package_file
-from routers.errors import UsageError
+from routelab.core.errors import UsageError
+from routelab.data.base import package_file
 
 
 def keel_rows(name: str, rows: int, columns: int) -> NDArray[np.str_]:

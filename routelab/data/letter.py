@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from routelab.data.contract import DataSet, holds, split_stratified
+from routelab.data.base import DataSet, holds, split_stratified
 from routelab.data.keel import class_numbers, keel_rows
 from routelab.data.table import table_data
 

@@ -7,8 +7,8 @@ import random
 from collections.abc import Callable
 from fractions import Fraction
 
+from routelab.core.seeds import key
 from routelab.data.text import Document
-from routers.initialisation import key
 
 SHEETS = 1000
 SHEET = 4096

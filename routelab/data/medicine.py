@@ -6,9 +6,9 @@ import functools
 import re
 from xml.etree import ElementTree
 
+from routelab.core.errors import UsageError
 from routelab.data.packages import installed_version, package_folder
 from routelab.data.text import Document
-from routers.errors import UsageError
 
 _NOTES = {"inclusionTerm", "includes", "excludes1", "excludes2", "codeFirst", "codeAlso", "useAdditionalCode", "notes"}
 

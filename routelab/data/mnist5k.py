@@ -7,7 +7,7 @@ import gzip
 import numpy as np
 import torch
 
-from routelab.data.contract import DataSet, holds, image_data, package_file
+from routelab.data.base import DataSet, holds, image_data, package_file
 
 
 @holds("image")

@@ -6,7 +6,7 @@ import importlib.util
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from routers.errors import UsageError
+from routelab.core.errors import UsageError
 
 
 def package_folder(module: str, wanted_by: str, install: str) -> Path:

@@ -14,9 +14,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from routelab.data.contract import DataSet, holds
+from routelab.core.errors import UsageError, unknown
+from routelab.data.base import DataSet, holds
 from routelab.data.table import table_data
-from routers.errors import UsageError, unknown
 
 VOWELS = ("iy", "ih", "eh", "ae", "ah", "aa", "ao", "uh", "uw", "er")
 FREQUENCIES = ("F0", "F1", "F2", "F3")

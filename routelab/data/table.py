@@ -14,9 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from baselines.task import Batch, Task
-from routelab.backbones.contract import InputSpec
-from routelab.data.contract import DataSet
+from routelab.data.base import DataSet
+from routelab.data.task import Batch, InputSpec, Task
 
 Column = NDArray[Any]
 

@@ -9,14 +9,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from baselines.task import Batch, Task
-from routelab.backbones.contract import InputSpec
-from routelab.data.contract import DataSet
-from routelab.data.yardsticks import text_yardsticks
-from routers.initialisation import key
+from routelab.core.seeds import key
+from routelab.data.base import DataSet
+from routelab.data.compression_baselines import text_yardsticks
+from routelab.data.task import Batch, InputSpec, Task
 
 SEPARATOR = b"\0"
 """Stands after every document; no document contains it."""
@@ -150,3 +151,22 @@ def text_data(
     return DataSet(
         task, train, validation, test, source, domain_names=tuple(streams), yardsticks=partial(text_yardsticks, train, test)
     )
+
+
+def documents(data: DataSet) -> NDArray[np.int64] | None:
+    """Which document each example of the test split begins in, (N,); None where examples are no windows of longer texts.
+
+    Windows of a domain lie in a split in the order of the text, and a zero byte ends each document.
+    """
+    test = data.test
+    if data.task.kind != "language" or data.task.inputs.vocab_size != 256:
+        return None
+    ends = (test.inputs == SEPARATOR[0]).sum(1).numpy()
+    if not ends.any():
+        return None
+    domain = np.zeros(len(test), dtype=np.int64) if test.domain is None else test.domain.numpy()
+    document = np.zeros(len(test), dtype=np.int64)
+    for number in np.unique(domain):
+        mine = domain == number
+        document[mine] = np.cumsum(ends[mine]) - ends[mine]
+    return domain * (int(document.max()) + 1) + document

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from routelab.data.contract import DataSet, Yardstick, holds
+from routelab.data.base import DataSet, Yardstick, holds
 from routelab.data.keel import class_numbers, keel_rows
 from routelab.data.table import table_data
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import sys
 
-from routelab.facts import FACTS
-from routelab.parity.record import installed, record
-from routelab.parity.references import REFERENCES
+from routelab.parity.parity_record import installed, record
+from routelab.parity.reference_table import REFERENCES
+from routelab.routers.router_metadata import FACTS
 
 
 def main() -> int:

@@ -2,7 +2,7 @@
 
 Axes: L layers, D features, H hidden width, E experts, k choices per token, V vocabulary, n context.
 
-A multiply-accumulate is 2 FLOPs; only products count, as in `routers.cost`. So a token costs 2 FLOPs for every matrix
+A multiply-accumulate is 2 FLOPs; only products count, as in `routelab.core.flops`. So a token costs 2 FLOPs for every matrix
 element that it meets, and attention's two products with the positions it sees.
 """
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
 
+from routelab.core.errors import unknown
 from routelab.presets.architecture import Parts
-from routers.errors import unknown
 
 
 @dataclass(frozen=True)

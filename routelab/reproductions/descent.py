@@ -2,7 +2,7 @@
 
 Axes: R runs, N examples, I inputs and a constant 1, E experts, H hidden units and a constant 1, K outputs. Examples come
 last, so that everything but the products runs over contiguous memory. Gradients are the closed forms of the paper, several
-times faster than autograd at this size; tests hold them to `baselines.gating` under autograd.
+times faster than autograd at this size; tests hold them to `routelab.baselines.classic_moe.classic_moe_losses` under autograd.
 """
 
 from __future__ import annotations

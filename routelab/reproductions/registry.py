@@ -25,7 +25,7 @@ def reproduction_of(words: Sequence[str]) -> ModuleType | None:
         return None
     import yaml
 
-    from routers.errors import UsageError, unknown
+    from routelab.core.errors import UsageError, unknown
 
     try:
         name = str(yaml.safe_load(text)[KEY])

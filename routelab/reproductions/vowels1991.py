@@ -21,7 +21,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from scipy import stats
 
-from routelab.comparison.statistics import mean_interval
+from routelab.core.errors import UsageError, unknown
+from routelab.core.intervals import mean_interval
+from routelab.core.seeds import key
 from routelab.data.peterson_barney import Split, recordings, training_speakers
 from routelab.reproductions.descent import (
     MEASURES,
@@ -34,8 +36,6 @@ from routelab.reproductions.descent import (
     System,
     descend,
 )
-from routers.errors import UsageError, unknown
-from routers.initialisation import key
 
 CLASSES = 4
 COUNTS = {"per output": float(CLASSES), "halved": 2.0, "per case": 1.0}

@@ -15,8 +15,8 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from string import Template
 
-from routers.errors import UsageError, unknown
-from routers.registry import ROUTERS
+from routelab.core.errors import UsageError, unknown
+from routelab.routers.router_registry import ROUTERS
 
 KINDS = ("router",)
 """What there are templates for."""

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from baselines.contract import ParameterGroup
-from routelab.training.settings import Optimizer
+from routelab.baselines.base import ParameterGroup
+from routelab.config.schema import Optimizer
 
 
 def suggest(trial: Any) -> dict[str, Any]:

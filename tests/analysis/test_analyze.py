@@ -11,19 +11,20 @@ import numpy as np
 import pytest
 import torch
 
-from baselines.contract import ArmSpec, make_arm
-from routelab.analysis.ablation import Ablation
-from routelab.analysis.analyze import analyze
-from routelab.analysis.figures import figures_of
-from routelab.analysis.labels import BYTE_CLASSES, byte_class, documents, labels_of
-from routelab.analysis.observe import observe, rerouted
-from routelab.analysis.report import texts_by_expert
-from routelab.analysis.runs import TrainedRun, open_run
+from routelab.analysis.routing.ablation import Ablation
+from routelab.analysis.routing.analysis_report import texts_by_expert
+from routelab.analysis.routing.analyze import analyze
+from routelab.analysis.routing.routing_capture import observe, rerouted
+from routelab.analysis.routing.routing_plots import figures_of
+from routelab.analysis.routing.token_labels import BYTE_CLASSES, byte_class, labels_of
+from routelab.analysis.trained_run import TrainedRun, open_run
+from routelab.baselines.base import ArmSpec
+from routelab.baselines.build import make_arm
 from routelab.cli.app import app, guarded
-from routelab.comparison.single import train
-from routelab.data.contract import load
-from routelab.data.text import SEPARATOR
-from routers.errors import UsageError
+from routelab.comparison.train_one import train
+from routelab.core.errors import UsageError
+from routelab.data.base import load
+from routelab.data.text import SEPARATOR, documents
 
 pytestmark = pytest.mark.slow
 ARMS = {

@@ -3,9 +3,16 @@
 import numpy as np
 import pytest
 
-from routelab.analysis.paths import paths_through
-from routelab.analysis.repetition import either_repetition, first_repetition
-from routelab.analysis.selection import alike, co_selection, confidence, load, output_similarity, weight_similarity
+from routelab.analysis.routing.consecutive_tokens import either_repetition, first_repetition
+from routelab.analysis.routing.expert_paths import paths_through
+from routelab.analysis.routing.expert_statistics import (
+    alike,
+    co_selection,
+    confidence,
+    load,
+    output_similarity,
+    weight_similarity,
+)
 
 
 def test_first_choices_repeat():

@@ -9,22 +9,23 @@ import pytest
 import torch
 from scipy import stats
 
-from baselines.contract import ArmSpec, make_arm
-from experts.bank import ExpertBank
-from experts.kinds import FeedForward
-from experts.mixture import MixtureLayer
-from routelab.analysis.clock import WHOLE, Settings, _warm, clock
-from routelab.analysis.clock_figures import figures_of, table
-from routelab.analysis.clock_words import sentences
-from routelab.analysis.precision import in_precision
-from routelab.analysis.rivals import EQUAL_FLOPS, EQUAL_PARAMETERS, MIXTURE
-from routelab.analysis.runs import open_run
-from routelab.analysis.stopwatch import PARTS, Stopwatch, timed_parts
+from routelab.analysis.latency.dense_counterparts import EQUAL_FLOPS, EQUAL_PARAMETERS, MIXTURE
+from routelab.analysis.latency.inference_precision import in_precision
+from routelab.analysis.latency.latency_plots import figures_of, table
+from routelab.analysis.latency.measure import WHOLE, Settings, _warm, clock
+from routelab.analysis.latency.profiler import PARTS, Stopwatch, timed_parts
+from routelab.analysis.latency.summary_text import sentences
+from routelab.analysis.trained_run import open_run
+from routelab.baselines.base import ArmSpec
+from routelab.baselines.build import make_arm
 from routelab.cli.app import app, guarded
-from routelab.comparison.single import train
-from routelab.comparison.statistics import median_interval
-from routelab.data.contract import load
-from routers.registry import build_router
+from routelab.comparison.train_one import train
+from routelab.core.intervals import median_interval
+from routelab.data.base import load
+from routelab.experts.feed_forward import FeedForward
+from routelab.experts.grouped_experts import ExpertBank
+from routelab.experts.moe_layer import MixtureLayer
+from routelab.routers.build import build_router
 
 
 def test_the_interval_of_a_median_counts_from_both_ends():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import mutual_info_score
 
-from routelab.analysis.information import (
+from routelab.analysis.routing.mutual_information import (
     Information,
     by_block,
     entropy_bits,

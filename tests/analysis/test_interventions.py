@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from experts.bank import ExpertBank
-from experts.dispatch import run
-from routelab.analysis.interventions import even, only, random, swapped, without
-from routers.plans import Blend, PerExpert, Ragged, Slots, TopK, check_plan, check_values, share_TE
+from routelab.analysis.routing.interventions import even, only, random, swapped, without
+from routelab.experts.dispatch import run
+from routelab.experts.grouped_experts import ExpertBank
+from routelab.routers.plans import Blend, PerExpert, Ragged, Slots, TopK, check_plan, check_values, share_TE
 
 G, S, D, E = 3, 4, 6, 4
 

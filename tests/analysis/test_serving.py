@@ -9,15 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from baselines.contract import ArmSpec, make_arm
-from experts.offload import ExpertFile, Offloaded, write_experts
-from routelab.analysis.runs import TrainedRun
-from routelab.analysis.served import Options
-from routelab.analysis.serving import few, serve_cost, slots_to_try
-from routelab.analysis.serving_report import batch_rows, row_at, sentences
+from routelab.analysis.serving.serving_options import Options
+from routelab.analysis.serving.serving_report import batch_rows, row_at, sentences
+from routelab.analysis.serving.simulate import few, serve_cost, slots_to_try
+from routelab.analysis.trained_run import TrainedRun
+from routelab.baselines.base import ArmSpec
+from routelab.baselines.build import make_arm
 from routelab.cli.app import app, guarded
-from routelab.comparison.single import train
-from routelab.data.contract import load
+from routelab.comparison.train_one import train
+from routelab.data.base import load
+from routelab.experts.offload import ExpertFile, Offloaded, write_experts
 
 pytestmark = pytest.mark.slow
 DECODER = {"name": "decoder", "d_model": 16, "depth": 2, "heads": 2}

@@ -6,8 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from experts.offload import Recent
-from routelab.analysis.trace import (
+from routelab.analysis.serving.cache_trace import (
     Trace,
     by_batch,
     fewest_misses,
@@ -19,7 +18,8 @@ from routelab.analysis.trace import (
     shuffled,
     trace_of,
 )
-from routelab.comparison.statistics import mean_interval
+from routelab.core.intervals import mean_interval
+from routelab.experts.offload import Recent
 
 ONE_BY_ONE = [0, 1, 2, 0, 3, 0, 1]
 

@@ -5,13 +5,13 @@ import math
 import pytest
 import torch
 
-from baselines.contract import ArmSpec, make_arm
-from baselines.task import Batch, Task
-from experts.kinds import FeedForward
 from routelab.backbones.attention import Block, KeyValues, SelfAttention, rotate, rotation_of
-from routelab.backbones.contract import InputSpec
 from routelab.backbones.decoder import Decoder, draw
-from routers.errors import UsageError
+from routelab.baselines.base import ArmSpec
+from routelab.baselines.build import make_arm
+from routelab.core.errors import UsageError
+from routelab.data.task import Batch, InputSpec, Task
+from routelab.experts.feed_forward import FeedForward
 
 S, V = 12, 256
 BACKBONE = {"name": "decoder", "d_model": 16, "depth": 2, "heads": 2}

@@ -3,17 +3,17 @@
 import pytest
 import torch
 
-from baselines.contract import ArmSpec, make_arm
-from baselines.routed import per_token_routers
-from baselines.task import Batch, Task
-from experts.bank import ExpertBank
-from experts.kinds import FeedForward
 from routelab.backbones.attention import Block, rotate, rotation_of
-from routelab.backbones.contract import InputSpec
-from routelab.backbones.depths import BlockMixture
-from routers.contract import Router, Routing
-from routers.errors import UsageError
-from routers.plans import PerExpert, share_TE
+from routelab.backbones.mixture_of_depths_block import BlockMixture
+from routelab.baselines.base import ArmSpec
+from routelab.baselines.build import make_arm
+from routelab.baselines.moe_arm import per_token_routers
+from routelab.core.errors import UsageError
+from routelab.data.task import Batch, InputSpec, Task
+from routelab.experts.feed_forward import FeedForward
+from routelab.experts.grouped_experts import ExpertBank
+from routelab.routers.base import Router, Routing
+from routelab.routers.plans import PerExpert, share_TE
 
 S, V, D = 12, 64, 16
 TEXT = Task("toy", "language", InputSpec("text", (S,), vocab_size=V), V)

@@ -2,9 +2,9 @@
 
 import torch
 
-from routelab.backbones.contract import InputSpec
 from routelab.backbones.linear import Linear
-from routers.initialisation import initialise
+from routelab.core.initialisation import initialise
+from routelab.data.task import InputSpec
 
 
 def test_a_table_s_numbers_and_codes_by_hand():

@@ -3,17 +3,19 @@
 import pytest
 import torch
 
-from baselines.contract import ArmSpec, make_arm
-from baselines.routed import per_token_routers
-from baselines.task import Batch, Task
-from experts.bank import ExpertBank
-from experts.mixture import MixtureLayer
-from routelab.backbones.contract import InputSpec
-from routelab.training.telemetry import Tally
-from routers.contract import Router, RouterInput, Routing
-from routers.errors import UsageError
-from routers.plans import TopK
-from routers.registry import ROUTERS, build_router, only_for_now, register_router
+from routelab.baselines.base import ArmSpec
+from routelab.baselines.build import make_arm
+from routelab.baselines.moe_arm import per_token_routers
+from routelab.core.errors import UsageError
+from routelab.core.registry import only_for_now
+from routelab.data.task import Batch, InputSpec, Task
+from routelab.experts.grouped_experts import ExpertBank
+from routelab.experts.moe_layer import MixtureLayer
+from routelab.routers.base import Router, RouterInput, Routing
+from routelab.routers.build import build_router
+from routelab.routers.plans import TopK
+from routelab.routers.router_registry import ROUTERS, register_router
+from routelab.training.routing_metrics import Tally
 
 LEGAL = (
     "base", "cosine", "deepseek", "deepseek_moe", "dense_gate", "gpt_oss", "hash", "hierarchical", "llama4", "noisy_topk", "relu",

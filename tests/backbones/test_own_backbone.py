@@ -4,13 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from baselines.contract import ArmSpec, make_arm
-from baselines.task import Task
-from routelab.backbones.contract import BACKBONES, Backbone, InputSpec, Slot
+from routelab.backbones.base import BACKBONES, Backbone, Slot
+from routelab.baselines.base import ArmSpec
+from routelab.baselines.build import make_arm
 from routelab.comparison.compare import compare
-from routers.errors import UsageError
-from routers.loading import load_plugin
-from routers.registry import only_for_now
+from routelab.core.errors import UsageError
+from routelab.core.plugins import load_plugin
+from routelab.core.registry import only_for_now
+from routelab.data.task import InputSpec, Task
 
 PLUGIN = '''
 import torch

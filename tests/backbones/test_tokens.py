@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from baselines.contract import ArmSpec, make_arm
-from baselines.task import Batch, Task
-from routelab.backbones.contract import InputSpec
-from routelab.backbones.features import Row
+from routelab.backbones.row_head import Row
 from routelab.backbones.tokens import Tokens
-from routers.errors import UsageError
+from routelab.baselines.base import ArmSpec
+from routelab.baselines.build import make_arm
+from routelab.core.errors import UsageError
+from routelab.data.task import Batch, InputSpec, Task
 
 ROUTED = ("switch", "top2", "topk", "expert_choice", "hash", "soft")
 CATEGORIES = (0, 5, 0, 3)

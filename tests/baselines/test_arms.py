@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from baselines.contract import ArmSpec, Penalty, StepLoss, arm_names, make_arm
-from baselines.routed import causal_routers
-from baselines.task import Batch, Task
-from experts.mixture import MixtureLayer
-from routelab.backbones.contract import InputSpec
-from routers.errors import UsageError
-from routers.hashing import balanced_table
-from routers.plans import Slots
+from routelab.baselines.base import ArmSpec, Penalty, StepLoss
+from routelab.baselines.build import arm_names, make_arm
+from routelab.baselines.moe_arm import causal_routers
+from routelab.core.errors import UsageError
+from routelab.data.task import Batch, InputSpec, Task
+from routelab.experts.moe_layer import MixtureLayer
+from routelab.routers.hash_layer import balanced_table
+from routelab.routers.plans import Slots
 
 ROUTED = (
     "switch", "top2", "topk", "expert_choice", "hash", "soft", "st_moe", "noisy_topk", "deepseek", "deepseek_moe",

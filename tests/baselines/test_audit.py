@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from baselines.contract import ArmSpec, make_arm
-from baselines.task import Batch, Task
-from routelab.backbones.contract import InputSpec
+from routelab.baselines.base import ArmSpec
+from routelab.baselines.build import make_arm
 from routelab.conformance.cases import cases
-from routelab.training.flops import counter_formulas
-from routers.plans import share_TE
-from routers.registry import ROUTERS
+from routelab.data.task import Batch, InputSpec, Task
+from routelab.routers.plans import share_TE
+from routelab.routers.router_registry import ROUTERS
+from routelab.training.ledger import counter_formulas
 
 D, DEPTH, HEADS, PATCH, CLASSES, HIDDEN, EXPERTS = 16, 2, 2, 2, 10, 32, 4
 S = (8 // PATCH) ** 2

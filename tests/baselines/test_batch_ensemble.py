@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from baselines.batch_ensemble import Sharing, scale
-from baselines.contract import ArmSpec, make_arm
-from baselines.task import Batch, Task
-from routelab.backbones.contract import InputSpec
-from routers.errors import UsageError
+from routelab.baselines.base import ArmSpec
+from routelab.baselines.build import make_arm
+from routelab.baselines.ensembles.batch_ensemble import Sharing, scale
+from routelab.core.errors import UsageError
+from routelab.data.task import Batch, InputSpec, Task
 
 SMALL = {"name": "mlp", "d_model": 8, "depth": 2, "hidden": 12}
 

@@ -10,17 +10,19 @@ from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.ensemble import AdaBoostClassifier, AdaBoostRegressor
 from sklearn.tree import DecisionTreeRegressor
 
-from baselines.adaboost import r2, samme, votes, weighted_median
-from baselines.contract import ArmSpec, Flops, make_arm
-from baselines.gradient_boosting import LONGEST, first_scores, line_search, residuals
-from baselines.stack import Outputs
-from baselines.task import Batch, Task
-from routelab.backbones.contract import InputSpec
-from routelab.data.contract import load
-from routelab.training.loop import RunSpec, execute
-from routelab.training.matching import train_flops
-from routelab.training.settings import Budget, Optimizer, TrainerOptions
-from routers.errors import UsageError
+from routelab.baselines.base import ArmSpec
+from routelab.baselines.build import make_arm
+from routelab.baselines.ensembles.adaboost import r2, samme, votes, weighted_median
+from routelab.baselines.ensembles.gradient_boosting import LONGEST, first_scores, line_search, residuals
+from routelab.baselines.ensembles.member_networks import Outputs
+from routelab.comparison.matching import train_flops
+from routelab.config.run_spec import RunSpec
+from routelab.config.schema import Budget, Optimizer, TrainerOptions
+from routelab.core.errors import UsageError
+from routelab.core.flops import Flops
+from routelab.data.base import load
+from routelab.data.task import Batch, InputSpec, Task
+from routelab.training.run import execute
 
 N, CLASSES = 90, 4
 SMALL = {"name": "mlp", "d_model": 8, "depth": 1, "hidden": 16}

@@ -5,12 +5,13 @@ import torch
 from sklearn.cluster import KMeans
 from torch import nn
 
-from baselines.contract import ArmSpec, make_arm
-from baselines.task import Batch, Task
-from routelab.backbones.contract import BACKBONES, Backbone, InputSpec, Slot
-from routers.cost import Cost
-from routers.errors import UsageError
-from routers.registry import only_for_now
+from routelab.backbones.base import BACKBONES, Backbone, Slot
+from routelab.baselines.base import ArmSpec
+from routelab.baselines.build import make_arm
+from routelab.core.errors import UsageError
+from routelab.core.flops import Cost
+from routelab.core.registry import only_for_now
+from routelab.data.task import Batch, InputSpec, Task
 
 V, D, S, E = 40, 8, 6, 4
 

@@ -6,18 +6,19 @@ from dataclasses import replace
 import pytest
 import torch
 
-from baselines.contract import ArmSpec, make_arm
-from baselines.distilled import distance
-from baselines.recorded import Recorded, digest_of
-from baselines.task import Batch, Task
-from routelab.backbones.contract import InputSpec
+from routelab.baselines.base import ArmSpec
+from routelab.baselines.build import make_arm
+from routelab.baselines.distilled import distance
+from routelab.baselines.run_reference import Recorded, digest_of
 from routelab.comparison.audit import audit_step
-from routelab.comparison.cells import cell_key
-from routelab.comparison.inference import trained
-from routelab.data.contract import load
-from routelab.training.loop import RunSpec, execute
-from routelab.training.settings import Budget, Optimizer, TrainerOptions
-from routers.errors import UsageError
+from routelab.comparison.inference_latency import trained
+from routelab.config.run_spec import RunSpec
+from routelab.config.schema import Budget, Optimizer, TrainerOptions
+from routelab.core.errors import UsageError
+from routelab.data.base import load
+from routelab.data.task import Batch, InputSpec, Task
+from routelab.records.run_cache import cell_key
+from routelab.training.run import execute
 
 IMAGE = {"name": "vit", "d_model": 16, "depth": 1, "heads": 2, "hidden": 32}
 CLASSES = Task("toy", "classification", InputSpec("image", (1, 8, 8)), 3)

@@ -6,15 +6,16 @@ from functools import cache
 
 import pytest
 
-from baselines.contract import ArmSpec
-from baselines.registry import BASELINES
-from routelab.data.contract import load
-from routelab.training.arms import arm_choices
-from routelab.training.config import resolve
-from routelab.training.loop import RunSpec, execute
-from routelab.training.settings import Budget, Optimizer, TrainerOptions
-from routers.errors import UsageError
-from routers.registry import BUILT_IN
+from routelab.baselines.base import ArmSpec
+from routelab.baselines.baseline_registry import BASELINES
+from routelab.config.arm_grid import arm_choices
+from routelab.config.resolve import resolve
+from routelab.config.run_spec import RunSpec
+from routelab.config.schema import Budget, Optimizer, TrainerOptions
+from routelab.core.errors import UsageError
+from routelab.core.registry import BUILT_IN
+from routelab.data.base import load
+from routelab.training.run import execute
 
 DATA = {
     "digits": ({}, {"name": "mlp", "d_model": 8, "depth": 1}),

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from baselines.contract import ArmSpec, make_arm
-from baselines.task import Batch, Task
-from routelab.backbones.contract import InputSpec
-from routelab.training.arms import arm_choices
-from routelab.training.config import resolve
-from routelab.training.matching import match_arms
-from routers.errors import UsageError
+from routelab.baselines.base import ArmSpec
+from routelab.baselines.build import make_arm
+from routelab.comparison.matching import match_arms
+from routelab.config.arm_grid import arm_choices
+from routelab.config.resolve import resolve
+from routelab.core.errors import UsageError
+from routelab.data.task import Batch, InputSpec, Task
 
 TASK = Task("toy", "classification", InputSpec("image", (1, 8, 8)), 10)
 SHAPE = {"name": "vit", "d_model": 16, "depth": 2, "heads": 2, "patch_size": 2, "hidden": 32}

@@ -4,14 +4,14 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from baselines.contract import ArmSpec, make_arm
-from baselines.gated import IN_USE
-from baselines.gating import posterior
-from baselines.task import Batch, Task
-from routelab.backbones.contract import InputSpec
-from routelab.training.flops import counter_formulas
-from routers.errors import UsageError
-from routers.plans import Blend
+from routelab.baselines.base import ArmSpec
+from routelab.baselines.build import make_arm
+from routelab.baselines.classic_moe.classic_moe_losses import posterior
+from routelab.baselines.classic_moe.gated_mixture import IN_USE
+from routelab.core.errors import UsageError
+from routelab.data.task import Batch, InputSpec, Task
+from routelab.routers.plans import Blend
+from routelab.training.ledger import counter_formulas
 
 B, K, FEATURES = 6, 3, 5
 BACKBONES = {
@@ -136,7 +136,7 @@ def test_gradients_are_the_closed_forms(kind):
 @pytest.mark.parametrize("backbone", ["mlp", "vit", "decoder"])
 def test_experts_side_by_side_are_the_arms_they_would_be_alone(backbone):
     """Expert m starts as the dense arm of its own seed, and the prediction is the mean of their distributions at first."""
-    from baselines.members import member_seed
+    from routelab.baselines.ensembles.ensemble_base import member_seed
 
     arm = arm_of(backbone=backbone).eval()
     batch = batch_of(arm.task)

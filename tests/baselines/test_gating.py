@@ -5,7 +5,15 @@ import math
 import pytest
 import torch
 
-from baselines.gating import blend, competitive, coupled, distance, likelihood, log_blend, posterior
+from routelab.baselines.classic_moe.classic_moe_losses import (
+    blend,
+    competitive,
+    coupled,
+    distance,
+    likelihood,
+    log_blend,
+    posterior,
+)
 
 B, E, K = 7, 3, 4
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from baselines.gating import posterior
-from baselines.hierarchy import (
+from routelab.baselines.classic_moe.classic_moe_losses import posterior
+from routelab.baselines.classic_moe.hierarchical_moe import (
     Tree,
     em_step,
     expectation_maximisation,

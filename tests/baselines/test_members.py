@@ -6,20 +6,21 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from baselines.bagging import bootstrap, out_of_bag
-from baselines.contract import ArmSpec, make_arm
-from baselines.members import mean_prediction, member_seed
-from baselines.stack import OneByOne, SideBySide
-from baselines.task import Batch, Task
-from routelab.backbones.contract import InputSpec
-from routelab.data.contract import load
-from routelab.training.arms import arm_choices
-from routelab.training.config import resolve
-from routelab.training.flops import counter_formulas
-from routelab.training.loop import RunSpec, execute
-from routelab.training.matching import match_arms
-from routelab.training.settings import Budget, Match, Optimizer, TrainerOptions
-from routers.errors import UsageError
+from routelab.baselines.base import ArmSpec
+from routelab.baselines.build import make_arm
+from routelab.baselines.ensembles.bagging import bootstrap, out_of_bag
+from routelab.baselines.ensembles.ensemble_base import mean_prediction, member_seed
+from routelab.baselines.ensembles.member_networks import OneByOne, SideBySide
+from routelab.comparison.matching import match_arms
+from routelab.config.arm_grid import arm_choices
+from routelab.config.resolve import resolve
+from routelab.config.run_spec import RunSpec
+from routelab.config.schema import Budget, Match, Optimizer, TrainerOptions
+from routelab.core.errors import UsageError
+from routelab.data.base import load
+from routelab.data.task import Batch, InputSpec, Task
+from routelab.training.ledger import counter_formulas
+from routelab.training.run import execute
 
 SMALL = {"name": "vit", "d_model": 8, "depth": 1, "heads": 2, "hidden": 16}
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from baselines.contract import Flops, Prediction
-from baselines.quality import close_look, close_sums
-from baselines.task import Batch, Task
-from routelab.backbones.contract import InputSpec
+from routelab.baselines.base import Prediction
+from routelab.baselines.evaluation_metrics import close_look, close_sums
+from routelab.core.flops import Flops
+from routelab.data.task import Batch, InputSpec, Task
 
 KINDS = {"classification": 4, "regression": 2, "language": 4}
 

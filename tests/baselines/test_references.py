@@ -5,16 +5,17 @@ import pytest
 import torch
 from sklearn.tree import DecisionTreeClassifier
 
-from baselines.contract import ArmSpec, make_arm
-from baselines.task import Batch, Task
-from routelab.backbones.contract import InputSpec
-from routelab.data.contract import load
-from routelab.training.arms import arm_choices
-from routelab.training.config import resolve
-from routelab.training.loop import RunSpec, execute
-from routelab.training.matching import match_arms
-from routelab.training.settings import Budget, Match, Optimizer, TrainerOptions
-from routers.errors import UsageError
+from routelab.baselines.base import ArmSpec
+from routelab.baselines.build import make_arm
+from routelab.comparison.matching import match_arms
+from routelab.config.arm_grid import arm_choices
+from routelab.config.resolve import resolve
+from routelab.config.run_spec import RunSpec
+from routelab.config.schema import Budget, Match, Optimizer, TrainerOptions
+from routelab.core.errors import UsageError
+from routelab.data.base import load
+from routelab.data.task import Batch, InputSpec, Task
+from routelab.training.run import execute
 
 NAMES = ("random_forest", "hist_gradient_boosting", "sk_bagging", "sk_adaboost")
 

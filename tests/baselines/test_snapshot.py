@@ -5,12 +5,13 @@ import math
 import pytest
 import torch
 
-from baselines.contract import ArmSpec
-from baselines.members import mean_prediction
-from routelab.data.contract import load
-from routelab.training.loop import RunSpec, execute
-from routelab.training.module import TrainingModule
-from routelab.training.settings import Budget, Optimizer, TrainerOptions
+from routelab.baselines.base import ArmSpec
+from routelab.baselines.ensembles.ensemble_base import mean_prediction
+from routelab.config.run_spec import RunSpec
+from routelab.config.schema import Budget, Optimizer, TrainerOptions
+from routelab.data.base import load
+from routelab.training.lightning_module import TrainingModule
+from routelab.training.run import execute
 
 SMALL = {"name": "mlp", "d_model": 8, "depth": 1, "hidden": 16}
 

@@ -9,17 +9,18 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from baselines.contract import ArmSpec, make_arm
-from baselines.merging import mean_parameters, mix_into, posterior_prediction, running_posterior
-from baselines.specialists import COMBINE, random_parts
-from baselines.task import Batch, Task
-from routelab.backbones.contract import InputSpec
-from routelab.data.contract import DataSet, load
-from routelab.training.flops import counter_formulas
-from routelab.training.loop import RunSpec, execute
-from routelab.training.settings import Budget, Optimizer, TrainerOptions
-from routers.errors import UsageError
-from routers.initialisation import key
+from routelab.baselines.base import ArmSpec
+from routelab.baselines.build import make_arm
+from routelab.baselines.model_merging import mean_parameters, mix_into, posterior_prediction, running_posterior
+from routelab.baselines.specialists import COMBINE, random_parts
+from routelab.config.run_spec import RunSpec
+from routelab.config.schema import Budget, Optimizer, TrainerOptions
+from routelab.core.errors import UsageError
+from routelab.core.seeds import key
+from routelab.data.base import DataSet, load
+from routelab.data.task import Batch, InputSpec, Task
+from routelab.training.ledger import counter_formulas
+from routelab.training.run import execute
 
 SMALL = {"name": "decoder", "d_model": 8, "depth": 2, "heads": 2}
 TASK = Task("toy", "language", InputSpec("text", (6,), vocab_size=11), 11, domains=2)
@@ -201,7 +202,7 @@ def spec(combine="posterior", steps=20, **options):
 
 def test_the_seed_phase_is_a_dense_training_that_all_start_from(monkeypatch, data):
     """Through the loop: when the branches begin, every specialist is the dense arm trained as long at that schedule."""
-    from baselines.specialists import Specialists
+    from routelab.baselines.specialists import Specialists
 
     begun, real = [], Specialists.begin
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from baselines.contract import ArmSpec, make_arm
-from baselines.stack import stack_parameters
-from baselines.stacked import Stacked, places_of, run_stacked
-from baselines.task import Batch, Task
-from baselines.together import Together, random_inputs
-from routelab.backbones.contract import InputSpec
+from routelab.baselines.base import ArmSpec
+from routelab.baselines.build import make_arm
+from routelab.baselines.ensembles.batched_parameters import Stacked, places_of, run_stacked
+from routelab.baselines.ensembles.member_networks import stack_parameters
+from routelab.baselines.ensembles.vectorized_forward import Together, random_inputs
+from routelab.data.task import Batch, InputSpec, Task
 
 IMAGE, NUMBERS, TEXT = InputSpec("image", (1, 8, 8)), InputSpec("table", (4,)), InputSpec("text", (5,), vocab_size=7)
 MIXED, CODES = InputSpec("table", (4,), categories=(0, 3, 0, 5)), InputSpec("table", (2,), categories=(3, 5))

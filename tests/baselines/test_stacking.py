@@ -5,15 +5,16 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression, Ridge
 
-from baselines.contract import ArmSpec, make_arm
-from baselines.members import member_seed
-from baselines.stacking import combiner_inputs, logistic, ridge
-from baselines.task import Task
-from routelab.backbones.contract import InputSpec
-from routelab.data.contract import load
-from routelab.training.loop import RunSpec, execute
-from routelab.training.settings import Budget, Optimizer, TrainerOptions
-from routers.errors import UsageError
+from routelab.baselines.base import ArmSpec
+from routelab.baselines.build import make_arm
+from routelab.baselines.ensembles.ensemble_base import member_seed
+from routelab.baselines.ensembles.stacking import combiner_inputs, logistic, ridge
+from routelab.config.run_spec import RunSpec
+from routelab.config.schema import Budget, Optimizer, TrainerOptions
+from routelab.core.errors import UsageError
+from routelab.data.base import load
+from routelab.data.task import InputSpec, Task
+from routelab.training.run import execute
 
 SMALL = {"name": "mlp", "d_model": 8, "depth": 1, "hidden": 16}
 

@@ -5,16 +5,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from baselines.contract import ArmSpec, make_arm
-from baselines.recorded import Recorded, digest_of
-from baselines.task import Batch, Task
-from baselines.upcycling import begin_from, taken
-from routelab.backbones.contract import InputSpec
-from routelab.comparison.cells import cell_key
-from routelab.data.contract import load
-from routelab.training.loop import RunSpec, execute
-from routelab.training.settings import Budget, Optimizer, TrainerOptions
-from routers.errors import UsageError
+from routelab.baselines.base import ArmSpec
+from routelab.baselines.build import make_arm
+from routelab.baselines.run_reference import Recorded, digest_of
+from routelab.baselines.upcycling import begin_from, taken
+from routelab.config.run_spec import RunSpec
+from routelab.config.schema import Budget, Optimizer, TrainerOptions
+from routelab.core.errors import UsageError
+from routelab.data.base import load
+from routelab.data.task import Batch, InputSpec, Task
+from routelab.records.run_cache import cell_key
+from routelab.training.run import execute
 
 HIDDEN = 32
 TEXT = Task("toy", "language", InputSpec("text", (12,), vocab_size=64), 64)

@@ -8,8 +8,8 @@ import pytest
 
 from routelab.cli.app import app, guarded
 from routelab.comparison.compare import plan
+from routelab.config.resolve import resolve
 from routelab.presets import PRESETS
-from routelab.training.config import resolve
 
 ARMS = ["data=digits", "arms=[dense,top2,{name: switch, experts.count: 4}]", "backbone.d_model=16", "backbone.depth=2"]
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from routelab.comparison.across import interquartile_mean, probability_of_improvement, ranks
+from routelab.comparison.statistics.cross_dataset_statistics import interquartile_mean, probability_of_improvement, ranks
 
 
 def test_interquartile_mean_by_hand() -> None:

@@ -2,10 +2,10 @@
 
 import pytest
 
-from routelab.comparison.cells import training_key
 from routelab.comparison.compare import compare, plan
-from routelab.training.config import resolve
-from routelab.training.loop import execute
+from routelab.config.resolve import resolve
+from routelab.records.run_cache import training_key
+from routelab.training.run import execute
 
 CONFIG = {
     "data": {"name": "domains", "domains": ["law", "cpp"], "window": 16, "bytes_per_domain": 2e4},

@@ -3,13 +3,15 @@
 import pytest
 import torch
 
-from baselines.contract import ArmSpec, Flops, make_arm
-from experts import mixture
+from routelab.baselines.base import ArmSpec
+from routelab.baselines.build import make_arm
 from routelab.cli.app import app, guarded
 from routelab.comparison.audit import Audit, audit, audit_step
 from routelab.comparison.compare import plan
-from routelab.training.config import resolve
-from routers.registry import ROUTERS
+from routelab.config.resolve import resolve
+from routelab.core.flops import Flops
+from routelab.experts import mixture
+from routelab.routers.router_registry import ROUTERS
 
 
 def planned(folder, arms, *words):

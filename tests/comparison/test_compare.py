@@ -12,14 +12,15 @@ import torch
 
 from routelab.cli.app import guarded
 from routelab.comparison import compare as module
-from routelab.comparison.cells import cell_key
 from routelab.comparison.compare import compare
-from routelab.training.arms import arm_choices
-from routelab.training.config import resolve
-from routelab.training.loop import RunSpec
-from routelab.training.record import write_json
-from routers.errors import StorageError, UsageError
-from routers.registry import ROUTERS, only_for_now
+from routelab.config.arm_grid import arm_choices
+from routelab.config.resolve import resolve
+from routelab.config.run_spec import RunSpec
+from routelab.core.errors import StorageError, UsageError
+from routelab.core.registry import only_for_now
+from routelab.records.json_io import write_json
+from routelab.records.run_cache import cell_key
+from routelab.routers.router_registry import ROUTERS
 
 COLUMNS = (
     "arm,seed,data,test_loss,test_accuracy,flops_model,flops_executed,flops_per_example,active_params,total_params,seconds,"
@@ -103,7 +104,7 @@ def test_a_process_that_dies_takes_no_other_run_with_it(tmp_path):
     """The pool that it dies in breaks for all runs that wait in it, twice over if they waited together again."""
     plugin = tmp_path / "deadly.py"
     plugin.write_text(
-        "import os\nimport signal\n\nfrom routelab import register_router\nfrom routers.topk import TopKRouter\n\n"
+        "import os\nimport signal\n\nfrom routelab import register_router\nfrom routelab.routers.topk import TopKRouter\n\n"
         "@register_router('deadly')\nclass Deadly(TopKRouter):\n    def forward(self, inputs):\n"
         "        if self.training and inputs.x.device.type != 'meta' and os.environ.get('DEADLY') != str(os.getpid()):\n"
         "            os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -285,7 +286,7 @@ def test_a_leak_is_marked_wherever_the_arm_is(tmp_path):
     """An arm whose evaluation depends on other examples, let through by router.allow_leak."""
     from mlflow.tracking import MlflowClient
 
-    from routelab.cli.screen import table
+    from routelab.cli.output import table
 
     given = [word for word in words(tmp_path) if "heads" not in word]
     given += ["data=flights", "data.rows=600", "seeds=1", "trainer.batch_size=32", "backbone=mlp", "router.allow_leak=true"]

@@ -6,14 +6,14 @@ import math
 import pytest
 import torch
 
-from baselines.contract import Flops, Prediction
-from baselines.quality import close_look, close_sums
-from baselines.task import Batch, Task
-from routelab.backbones.contract import InputSpec
-from routelab.comparison.domains import domains_of
-from routelab.comparison.report import write_report
+from routelab.baselines.base import Prediction
+from routelab.baselines.evaluation_metrics import close_look, close_sums
+from routelab.comparison.csv_export import write_domains
+from routelab.comparison.per_domain import domains_of
 from routelab.comparison.summary import summarise
-from routelab.comparison.tables import write_domains
+from routelab.core.flops import Flops
+from routelab.data.task import Batch, InputSpec, Task
+from routelab.report.comparison_report import write_report
 
 
 def record(arm, seed, losses):

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from routelab.comparison.frontier import frontier_of, to_target
-from routelab.comparison.rows import Row
+from routelab.comparison.grid import Row
+from routelab.comparison.matching import Matched
 from routelab.comparison.summary import summarise
-from routelab.training.matching import Matched
-from routelab.training.settings import Budget
+from routelab.config.schema import Budget
 
 
 def law(flops):

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from routelab.comparison.leverage import (
+from routelab.comparison.statistics.leverage import (
     Reach,
     best_so_far,
     common_range,

@@ -6,12 +6,11 @@ import re
 
 import pytest
 
-from routelab.cli import screen
+from routelab.cli import output as screen
 from routelab.comparison.compare import compare
-from routelab.comparison.summary import marks
-from routelab.comparison.verdict import marked
-from routelab.training.config import resolve
-from routers.errors import UsageError
+from routelab.config.resolve import resolve
+from routelab.core.errors import UsageError
+from routelab.report.arm_labels import marked, marks
 
 
 def words(folder, *more):

@@ -8,13 +8,14 @@ import pytest
 import torch
 
 from routelab.cli.app import app, guarded
+from routelab.comparison.budget_accounting import readings_of, readings_sentence
 from routelab.comparison.compare import compare, plan
-from routelab.comparison.distil import ALONE, EQUAL_STEPS, distillation
-from routelab.comparison.readings import readings_of, readings_sentence
-from routelab.comparison.replay import find_record, replay
-from routelab.comparison.single import train
-from routelab.training.config import resolve
-from routers.errors import UsageError
+from routelab.comparison.distillation import ALONE, EQUAL_STEPS, distillation
+from routelab.comparison.replay import replay
+from routelab.comparison.train_one import train
+from routelab.config.resolve import resolve
+from routelab.core.errors import UsageError
+from routelab.records.run_lookup import find_record
 
 pytestmark = pytest.mark.slow  # Every test looks at trained runs; those that compare start processes.
 SMALL = ("backbone.d_model=16", "backbone.depth=1", "backbone.heads=2", "backbone.hidden=32", "experts.count=4")

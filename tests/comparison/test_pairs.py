@@ -5,12 +5,12 @@ import math
 import pytest
 from scipy import stats
 
-from routelab.comparison.pair_figures import pairs as drawn_pairs
-from routelab.comparison.pairs import judged_pairs, pairs_of
+from routelab.comparison.pairwise import judged_pairs, pairs_of
 from routelab.comparison.summary import summarise
-from routelab.training.config import resolve
-from routelab.training.settings import Verdict
-from routers.errors import UsageError
+from routelab.config.resolve import resolve
+from routelab.config.schema import Verdict
+from routelab.core.errors import UsageError
+from routelab.report.plots.pairwise_plots import pairs as drawn_pairs
 
 LOSSES = {
     "dense": [1.0, 1.02, 0.98, 1.01],

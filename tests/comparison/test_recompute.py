@@ -12,13 +12,13 @@ from scipy import stats
 
 from routelab.cli.app import app, guarded
 from routelab.comparison import compare as module
-from routelab.comparison.again import across
 from routelab.comparison.compare import carry_out, plan
-from routelab.comparison.cost_figures import isoflop
-from routelab.comparison.workers import Event
-from routelab.training.config import resolve
-from routelab.training.record import write_json
-from routers.errors import UsageError
+from routelab.comparison.execute import Event
+from routelab.comparison.results import across
+from routelab.config.resolve import resolve
+from routelab.core.errors import UsageError
+from routelab.records.json_io import write_json
+from routelab.report.plots.cost_plots import isoflop
 
 ARMS = ["dense", "switch", "top2", "soft"]
 GAIN = {"switch": 1.4, "top2": 1.0, "soft": 2.5}

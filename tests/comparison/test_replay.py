@@ -6,11 +6,13 @@ import pytest
 
 from routelab.cli.app import app, guarded
 from routelab.comparison.compare import compare
-from routelab.comparison.inference import inference, timed
-from routelab.comparison.replay import explain, find_record, replay, spec_of
-from routelab.data.contract import load
-from routelab.training.record import write_json
-from routers.errors import UsageError
+from routelab.comparison.inference_latency import inference, timed
+from routelab.comparison.replay import explain, replay
+from routelab.core.errors import UsageError
+from routelab.data.base import load
+from routelab.records.json_io import write_json
+from routelab.records.run_lookup import find_record, spec_of
+from routelab.tracking.artifacts import store_at
 
 
 @pytest.fixture(scope="module")
@@ -34,11 +36,11 @@ def test_a_run_has_four_names(done):
     runs = client.search_runs([client.get_experiment_by_name("digits").experiment_id])
     run_id = next(run.info.run_id for run in runs if run.data.tags.get("routelab.cell") == cell)
     for name in (cell, str(folder / "results/cells" / cell), str(folder / "results/mine/top2-s0"), run_id):
-        assert find_record(name, uri, folder / "results")["test"] == record["test"]
+        assert find_record(name, store_at(uri), folder / "results")["test"] == record["test"]
     with pytest.raises(UsageError, match=r"'top-s0'.*'top2-s0'"):
-        find_record(str(folder / "results/mine/top-s0"), uri, folder / "results")
+        find_record(str(folder / "results/mine/top-s0"), store_at(uri), folder / "results")
     with pytest.raises(UsageError, match=r"is a comparison; name one of its runs, such as .*mine/dense-s0"):
-        find_record(str(folder / "results/mine"), uri, folder / "results")
+        find_record(str(folder / "results/mine"), store_at(uri), folder / "results")
 
 
 @pytest.mark.slow
@@ -116,7 +118,7 @@ def test_memory_is_recorded(done):
 
 def test_what_has_no_replay(tmp_path):
     with pytest.raises(UsageError, match=r"tracking.uri 'sqlite:////.*/none.db': there is no such store"):
-        find_record("abc", f"sqlite:///{tmp_path}/none.db", tmp_path)
+        find_record("abc", store_at(f"sqlite:///{tmp_path}/none.db"), tmp_path)
     assert not (tmp_path / "none.db").exists()
     with pytest.raises(UsageError, match="there is no store to ask"):
         find_record("abc", None, tmp_path)

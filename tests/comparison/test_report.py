@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from routelab.comparison.arm_figures import loss_curves
-from routelab.comparison.drawing import short
-from routelab.comparison.figures import figures_of
-from routelab.comparison.report import write_report
+from routelab.report.comparison_report import write_report
+from routelab.report.plots.arm_plots import loss_curves
+from routelab.report.plots.plot_style import short
+from routelab.report.plots.report_plots import figures_of
 
 ARMS = ("dense", "switch-cf{1.0}", "_soft$x$", '<script>alert("1")</script>')
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

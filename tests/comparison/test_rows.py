@@ -6,13 +6,13 @@ import math
 import numpy as np
 import pytest
 
-from experts.kinds import FeedForward
 from routelab.comparison import compare as module
 from routelab.comparison.compare import carry_out, plan
-from routelab.comparison.outlook import outlook
-from routelab.comparison.workers import Event
-from routelab.training.config import resolve
-from routers.errors import UsageError
+from routelab.comparison.estimate import outlook
+from routelab.comparison.execute import Event
+from routelab.config.resolve import resolve
+from routelab.core.errors import UsageError
+from routelab.experts.feed_forward import FeedForward
 
 
 def planned(folder, *words):
@@ -23,11 +23,11 @@ def planned(folder, *words):
 
 
 def widths(ready):
-    import baselines.contract
+    import routelab.baselines.base
 
     found = {}
     for row in ready.rows:
-        arm = baselines.contract.make_arm(row.matched.choice.spec, ready.data.task, 0, sizing=True)
+        arm = routelab.baselines.build.make_arm(row.matched.choice.spec, ready.data.task, 0, sizing=True)
         found[row.label] = next((m.d_hidden for m in arm.modules() if isinstance(m, FeedForward)), None)
     return found
 

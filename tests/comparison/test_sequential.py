@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from routelab.comparison.sequential import anytime_interval, e_value, look, seeds_to_settle
-from routelab.comparison.statistics import mean_interval, seeds_needed
+from routelab.comparison.statistics.power import seeds_needed
+from routelab.comparison.statistics.sequential import anytime_interval, e_value, look, seeds_to_settle
+from routelab.core.intervals import mean_interval
 
 
 def test_e_value_by_hand() -> None:

@@ -2,11 +2,11 @@
 
 import pytest
 
-from routelab.comparison.series import series_of
-from routelab.comparison.series_figures import figures_of_arm, series
-from routelab.training.arms import arm_choices
-from routelab.training.config import resolve
-from routers.errors import UsageError
+from routelab.comparison.ablation_series import series_of
+from routelab.config.arm_grid import arm_choices
+from routelab.config.resolve import resolve
+from routelab.core.errors import UsageError
+from routelab.report.plots.series_plots import figures_of_arm, series
 
 
 def found(arms):

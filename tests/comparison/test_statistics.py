@@ -6,18 +6,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from routelab.comparison.statistics import (
+from routelab.comparison.statistics.exact_tests import equivalence_p, holm, sign_flip_p, smallest_sign_flip_p
+from routelab.comparison.statistics.power import detectable_difference, seeds_needed
+from routelab.core.intervals import (
     bca_interval,
-    detectable_difference,
-    equivalence_p,
     grouped_interval,
-    holm,
     mean_interval,
     paired_interval,
     ratio_interval,
-    seeds_needed,
-    sign_flip_p,
-    smallest_sign_flip_p,
 )
 
 

@@ -129,7 +129,7 @@ def test_no_difference_in_time_is_said_with_its_interval():
 
 
 def test_without_a_reference_no_column_is_held_against_none():
-    from routelab.cli.screen import table
+    from routelab.cli.output import table
 
     made = summary({"switch": [1.0, 1.1]}, reference=None)
     assert not [column.header for column in table(made).columns if "None" in str(column.header) or "vs" in str(column.header)]

@@ -5,11 +5,11 @@ import csv
 import pytest
 
 from routelab.comparison.compare import compare
-from routelab.comparison.single import train
-from routelab.comparison.tuning import choose_rates
-from routelab.training.arms import arm_choices
-from routelab.training.config import resolve
-from routers.errors import UsageError
+from routelab.comparison.learning_rate_selection import choose_rates
+from routelab.comparison.train_one import train
+from routelab.config.arm_grid import arm_choices
+from routelab.config.resolve import resolve
+from routelab.core.errors import UsageError
 
 
 def record(arm, rate, seed, loss, status="ok"):

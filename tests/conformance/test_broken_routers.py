@@ -6,14 +6,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from routelab.conformance import RouterConformance
-from routelab.conformance.subject import Subject
+from routelab.conformance.router_under_test import Subject
 from routelab.conformance.suite import RULES
-from routers.contract import Router, Routing
-from routers.cost import Cost
-from routers.expert_choice import take
-from routers.hashing import mix
-from routers.losses import balance_loss, cv_squared
-from routers.plans import Ragged, TopK
+from routelab.core.flops import Cost
+from routelab.routers.base import Router, Routing
+from routelab.routers.expert_choice import take
+from routelab.routers.hash_layer import mix
+from routelab.routers.losses import balance_loss, cv_squared
+from routelab.routers.plans import Ragged, TopK
 
 
 class Linear(Router):

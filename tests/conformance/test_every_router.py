@@ -3,7 +3,7 @@
 import pytest
 
 from routelab.conformance.cases import cases
-from routelab.conformance.subject import Subject
+from routelab.conformance.router_under_test import Subject
 from routelab.conformance.suite import RULES
 
 

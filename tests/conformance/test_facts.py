@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from routelab.conformance.facts import all_facts, paper
-from routelab.facts import read
+from routelab.conformance.router_facts import all_facts, paper
+from routelab.routers.router_metadata import read
 
 
 def test_recorded_facts_are_those_of_the_routers():

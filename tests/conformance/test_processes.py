@@ -5,17 +5,18 @@ from pathlib import Path
 import pytest
 
 from routelab.conformance.cases import cases
-from routelab.conformance.processes import check_in_processes
-from routers.loading import load_plugin
-from routers.registry import ROUTERS, only_for_now
+from routelab.conformance.process_rules import check_in_processes
+from routelab.core.plugins import load_plugin
+from routelab.core.registry import only_for_now
+from routelab.routers.router_registry import ROUTERS
 
 STEADY = str(Path(__file__).resolve().parents[2] / "examples" / "steady.py")
 BROKEN = '''
 import torch
 from torch import nn
-from routers.contract import Router, Routing
-from routers.losses import balance_loss
-from routers.plans import TopK
+from routelab.routers.base import Router, Routing
+from routelab.routers.losses import balance_loss
+from routelab.routers.plans import TopK
 
 
 class Biased(Router):

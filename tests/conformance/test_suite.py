@@ -9,17 +9,18 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-import experts.mixture
-from experts import checkpointing
+import routelab.experts.moe_layer
 from routelab.cli.app import app, guarded
 from routelab.conformance import RouterConformance, check_router
 from routelab.conformance.cases import cases
-from routelab.conformance.subject import Subject, tokens
+from routelab.conformance.router_under_test import Subject, tokens
 from routelab.conformance.suite import RULES
-from routers.contract import Router, Routing
-from routers.errors import UsageError
-from routers.plans import TopK
-from routers.registry import ROUTERS, only_for_now, register_router
+from routelab.core.errors import UsageError
+from routelab.core.registry import only_for_now
+from routelab.experts import checkpointing
+from routelab.routers.base import Router, Routing
+from routelab.routers.plans import TopK
+from routelab.routers.router_registry import ROUTERS, register_router
 
 
 class NeedsSixteen(Router):
@@ -102,17 +103,17 @@ def test_shapes_are_drawn_without_hypothesis_too(monkeypatch):
 
 
 def test_capacity_that_is_one_row_too_many_is_seen(monkeypatch):
-    real = experts.mixture.capacity
-    monkeypatch.setattr(experts.mixture, "capacity", lambda *given: real(*given) + 1)
+    real = routelab.experts.moe_layer.capacity
+    monkeypatch.setattr(routelab.experts.moe_layer, "capacity", lambda *given: real(*given) + 1)
     assert "has room for" in RULES["capacity_bounds"].check(Subject("topk")).detail
-    monkeypatch.setattr(experts.mixture, "capacity", lambda *given: max(1, real(*given) - 1))
+    monkeypatch.setattr(routelab.experts.moe_layer, "capacity", lambda *given: max(1, real(*given) - 1))
     assert "fit" in RULES["capacity_bounds"].check(Subject("topk")).detail
 
 
 @pytest.mark.parametrize(("name", "part"), [("noisy_topk", "gradient"), ("deepseek", "load")])
 def test_a_layer_that_routes_again_is_seen(monkeypatch, name, part):
     """Noise chooses other experts, and a load is counted twice."""
-    monkeypatch.setattr(experts.mixture, "routed_once", lambda module, route: route())
+    monkeypatch.setattr(routelab.experts.moe_layer, "routed_once", lambda module, route: route())
     found = RULES["checkpointing"].check(Subject(name))
     assert found.failed
     assert part in found.detail

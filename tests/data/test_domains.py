@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
+from routelab.core.errors import UsageError
 from routelab.data import law, mathematics, medicine
-from routelab.data.contract import load
+from routelab.data.base import load
 from routelab.data.domains import APART, CORE, EXTRA, _part, chosen
 from routelab.data.drama import without_markdown
 from routelab.data.mathematics import KINDS, polynomial
 from routelab.data.scripture import without_notes
 from routelab.data.text import EXCERPT, SEPARATOR, Document, batch_of, hold_out, stream, windows
-from routers.errors import UsageError
 
 SMALL = {"bytes_per_domain": 60_000}
 

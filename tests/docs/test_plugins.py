@@ -62,7 +62,7 @@ def test_from_an_idea_to_a_verdict(tmp_path, environment):
 SWEEP = """
 import optuna, torch
 from routelab import RouterInput, build_router
-from routers.registry import ROUTERS
+from routelab.routers.router_registry import ROUTERS
 
 optuna.logging.disable_default_handler()
 

@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from routers.loading import load_plugin
-from routers.registry import ROUTERS, build_router, only_for_now
+from routelab.core.plugins import load_plugin
+from routelab.core.registry import only_for_now
+from routelab.routers.build import build_router
+from routelab.routers.router_registry import ROUTERS
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "steady.py"
 

@@ -5,14 +5,15 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from experts.bank import ExpertBank
-from experts.dispatch import run
-from experts.kinds import KINDS, FeedForward, Kind, register_expert
-from experts.mixture import MixtureLayer
-from routers.errors import UsageError
-from routers.initialisation import initialise
-from routers.plans import TopK
-from routers.registry import build_router, only_for_now
+from routelab.core.errors import UsageError
+from routelab.core.initialisation import initialise
+from routelab.core.registry import only_for_now
+from routelab.experts.dispatch import run
+from routelab.experts.feed_forward import KINDS, FeedForward, Kind, register_expert
+from routelab.experts.grouped_experts import ExpertBank
+from routelab.experts.moe_layer import MixtureLayer
+from routelab.routers.build import build_router
+from routelab.routers.plans import TopK
 
 KIND_NAMES = ("relu", "gelu", "swiglu", "clamped_swiglu")
 """With a hidden layer, and experts of their own."""

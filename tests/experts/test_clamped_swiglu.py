@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from experts.bank import ExpertBank
-from experts.kinds import KINDS, Kind
+from routelab.experts.feed_forward import KINDS, Kind
+from routelab.experts.grouped_experts import ExpertBank
 
 
 def test_hidden_by_hand():

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from experts.bank import ExpertBank
-from experts.dispatch import asked, run
-from experts.mixture import exclude
-from routers.plans import Blend, PerExpert, Ragged, Slots, TopK, token_expert
+from routelab.experts.dispatch import asked, run
+from routelab.experts.grouped_experts import ExpertBank
+from routelab.experts.moe_layer import exclude
+from routelab.routers.plans import Blend, PerExpert, Ragged, Slots, TopK, token_expert
 
 G, S, D, E = 2, 5, 8, 3
 T = G * S

@@ -8,13 +8,13 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from experts import fused, threads
-from experts.bank import ExpertBank
-from experts.dispatch import run
-from experts.kinds import KINDS, Kind, register_expert
-from experts.memory import keep_freed_memory
-from routers.plans import PerExpert, Slots, TopK
-from routers.registry import only_for_now
+from routelab.core.registry import only_for_now
+from routelab.experts import fused, threads
+from routelab.experts.dispatch import run
+from routelab.experts.feed_forward import KINDS, Kind, register_expert
+from routelab.experts.grouped_experts import ExpertBank
+from routelab.experts.kernels.glibc_allocator import keep_freed_memory
+from routelab.routers.plans import PerExpert, Slots, TopK
 
 D, H, E = 8, 12, 5
 

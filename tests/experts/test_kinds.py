@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from experts.bank import ExpertBank
-from experts.dispatch import run
-from experts.kinds import KINDS, FeedForward, Kind
-from routers.errors import UsageError
-from routers.initialisation import initialise
-from routers.plans import Blend, PerExpert, Ragged, Slots, TopK
+from routelab.core.errors import UsageError
+from routelab.core.initialisation import initialise
+from routelab.experts.dispatch import run
+from routelab.experts.feed_forward import KINDS, FeedForward, Kind
+from routelab.experts.grouped_experts import ExpertBank
+from routelab.routers.plans import Blend, PerExpert, Ragged, Slots, TopK
 
 G, S, D, H, E = 2, 5, 8, 12, 3
 T = G * S

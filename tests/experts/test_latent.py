@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from experts.bank import ExpertBank
-from experts.kinds import FeedForward
-from experts.mixture import MixtureLayer
-from experts.zero_compute import ZeroCompute
-from routers.initialisation import initialise
-from routers.registry import build_router
+from routelab.core.initialisation import initialise
+from routelab.experts.feed_forward import FeedForward
+from routelab.experts.grouped_experts import ExpertBank
+from routelab.experts.moe_layer import MixtureLayer
+from routelab.experts.zero_compute import ZeroCompute
+from routelab.routers.build import build_router
 
 D, L, E, H = 8, 3, 4, 12
 

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from experts.bank import ExpertBank
-from experts.kinds import FeedForward
-from experts.mixture import MixtureLayer
-from routers.contract import Router, Routing
-from routers.initialisation import initialise
-from routers.plans import Blend, Ragged, Slots, TopK
-from routers.registry import build_router
+from routelab.core.initialisation import initialise
+from routelab.experts.feed_forward import FeedForward
+from routelab.experts.grouped_experts import ExpertBank
+from routelab.experts.moe_layer import MixtureLayer
+from routelab.routers.base import Router, Routing
+from routelab.routers.build import build_router
+from routelab.routers.plans import Blend, Ragged, Slots, TopK
 
 D, E = 8, 4
 

@@ -6,11 +6,11 @@ import weakref
 import pytest
 import torch
 
-from experts.bank import ExpertBank
-from experts.mixture import MixtureLayer
-from experts.offload import ExpertFile, Offloaded, write_experts
-from routers.plans import Blend, PerExpert, Ragged, Slots, TopK
-from routers.registry import build_router
+from routelab.experts.grouped_experts import ExpertBank
+from routelab.experts.moe_layer import MixtureLayer
+from routelab.experts.offload import ExpertFile, Offloaded, write_experts
+from routelab.routers.build import build_router
+from routelab.routers.plans import Blend, PerExpert, Ragged, Slots, TopK
 
 D, H, E = 6, 10, 5
 PLANS = {"topk": TopK, "relu": Ragged, "expert_choice": PerExpert, "soft": Slots, "dense_gate": Blend}

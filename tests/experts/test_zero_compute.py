@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from experts.bank import ExpertBank
-from experts.mixture import MixtureLayer, exclude
-from experts.zero_compute import ZeroCompute, split
-from routelab.training.flops import counter_formulas
-from routers.contract import Router, Routing
-from routers.initialisation import initialise
-from routers.plans import Blend, PerExpert, Ragged, Slots, TopK
-from routers.registry import build_router
+from routelab.core.initialisation import initialise
+from routelab.experts.grouped_experts import ExpertBank
+from routelab.experts.moe_layer import MixtureLayer, exclude
+from routelab.experts.zero_compute import ZeroCompute, split
+from routelab.routers.base import Router, Routing
+from routelab.routers.build import build_router
+from routelab.routers.plans import Blend, PerExpert, Ragged, Slots, TopK
+from routelab.training.ledger import counter_formulas
 
 G, S, D, E = 2, 5, 8, 3
 T = G * S

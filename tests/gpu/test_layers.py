@@ -5,12 +5,13 @@ import inspect
 import pytest
 import torch
 
-from experts.bank import ExpertBank
-from experts.mixture import MixtureLayer
-from experts.zero_compute import ZeroCompute
-from routelab.training.telemetry import Tally
-from routers.initialisation import initialise
-from routers.registry import ROUTERS, build_router
+from routelab.core.initialisation import initialise
+from routelab.experts.grouped_experts import ExpertBank
+from routelab.experts.moe_layer import MixtureLayer
+from routelab.experts.zero_compute import ZeroCompute
+from routelab.routers.build import build_router
+from routelab.routers.router_registry import ROUTERS
+from routelab.training.routing_metrics import Tally
 
 pytestmark = pytest.mark.gpu
 

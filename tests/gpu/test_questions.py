@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 import torch
 
-from experts.offload import ExpertFile, write_experts
-from routelab.analysis.analyze import analyze
-from routelab.analysis.clock import TOKEN, WHOLE, Settings, clock
-from routelab.analysis.clock_words import sentences as clock_sentences
-from routelab.analysis.rivals import EQUAL_FLOPS, MIXTURE
-from routelab.analysis.runs import open_run
-from routelab.analysis.served import Options
-from routelab.analysis.serving import serve_cost
-from routelab.analysis.serving_report import sentences, write_serving
-from routelab.analysis.stopwatch import clock_of
-from routelab.comparison.single import train
-from routelab.training.footprint import Footprint
+from routelab.analysis.latency.dense_counterparts import EQUAL_FLOPS, MIXTURE
+from routelab.analysis.latency.measure import TOKEN, WHOLE, Settings, clock
+from routelab.analysis.latency.profiler import clock_of
+from routelab.analysis.latency.summary_text import sentences as clock_sentences
+from routelab.analysis.routing.analyze import analyze
+from routelab.analysis.serving.serving_options import Options
+from routelab.analysis.serving.serving_report import sentences, write_serving
+from routelab.analysis.serving.simulate import serve_cost
+from routelab.analysis.trained_run import open_run
+from routelab.comparison.train_one import train
+from routelab.experts.offload import ExpertFile, write_experts
+from routelab.training.memory import Footprint
 
 pytestmark = pytest.mark.gpu
 DATA = [

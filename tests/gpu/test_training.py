@@ -5,14 +5,15 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from baselines.contract import ArmSpec
-from baselines.recorded import Recorded, digest_of, read_weights
-from baselines.specialists import COMBINE
-from routelab.data.contract import load
-from routelab.training.loop import WEIGHTS, RunSpec, execute
-from routelab.training.module import TrainingModule
-from routelab.training.settings import Budget, Optimizer, TrainerOptions
-from routers.registry import ROUTERS
+from routelab.baselines.base import ArmSpec
+from routelab.baselines.run_reference import Recorded, digest_of, read_weights
+from routelab.baselines.specialists import COMBINE
+from routelab.config.run_spec import WEIGHTS, RunSpec
+from routelab.config.schema import Budget, Optimizer, TrainerOptions
+from routelab.data.base import load
+from routelab.routers.router_registry import ROUTERS
+from routelab.training.lightning_module import TrainingModule
+from routelab.training.run import execute
 
 pytestmark = pytest.mark.gpu
 WIDTHS = {"name": "vit", "d_model": 64, "depth": 2, "heads": 2, "hidden": 128}

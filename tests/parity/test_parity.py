@@ -9,15 +9,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from routelab.facts import FACTS, read
-from routelab.parity.hub import mixtral, switch
-from routelab.parity.measure import copy_weights, firm
-from routelab.parity.packages import room_of, soft, st_moe
-from routelab.parity.record import installed, record
-from routelab.parity.reference import SMALL, WIDE, Reference, Sizes, layer_of, of_room
-from routelab.parity.references import REFERENCES
-from routers.capacity import capacity
-from routers.registry import ROUTERS
+from routelab.parity.differences import copy_weights, firm
+from routelab.parity.parity_record import installed, record
+from routelab.parity.reference_case import SMALL, WIDE, Reference, Sizes, layer_of, of_room
+from routelab.parity.reference_packages import room_of, soft, st_moe
+from routelab.parity.reference_table import REFERENCES
+from routelab.parity.reference_transformers import mixtral, switch
+from routelab.routers.capacity import capacity
+from routelab.routers.router_metadata import FACTS, read
+from routelab.routers.router_registry import ROUTERS
 
 OUTPUTS, GRADIENTS, LOSSES = 1e-5, 1e-4, 1e-5
 FACTOR = 8

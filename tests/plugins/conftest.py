@@ -5,12 +5,13 @@ import sys
 
 import pytest
 
-from baselines.registry import BASELINES
-from experts.registry import KINDS
-from routelab.backbones.registry import BACKBONES
-from routelab.data.registry import DATA
-from routers import registry as tables
-from routers.registry import BUILT_IN, ROUTERS, Registry
+from routelab.backbones.backbone_registry import BACKBONES
+from routelab.baselines.baseline_registry import BASELINES
+from routelab.core.registry import BUILT_IN, Registry
+from routelab.data.dataset_registry import DATA
+from routelab.experts.expert_registry import KINDS
+from routelab.routers import registry as tables
+from routelab.routers.router_registry import ROUTERS
 
 TABLES = {"routers": ROUTERS, "experts": KINDS, "backbones": BACKBONES, "baselines": BASELINES, "data": DATA}
 

@@ -5,15 +5,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from baselines.contract import Arm, ArmSpec, Prediction, StepLoss, make_arm, must_be_arm, plugins_in, predicted, step_loss
-from baselines.task import Batch, Task
-from experts.kinds import Kind, must_be_kind
-from routelab.backbones.contract import BACKBONES, Backbone, InputSpec, must_be_backbone
-from routelab.data.contract import DATA, DataSet, load
-from routers.contract import Router, RouterInput, Routing, must_be_router, routed
-from routers.errors import PluginError, UsageError
-from routers.plans import TopK
-from routers.registry import ROUTERS, only_for_now
+from routelab.backbones.base import BACKBONES, Backbone, must_be_backbone
+from routelab.baselines.base import Arm, ArmSpec, Prediction, StepLoss, must_be_arm, predicted, step_loss
+from routelab.baselines.build import make_arm, plugins_in
+from routelab.core.errors import PluginError, UsageError
+from routelab.core.registry import only_for_now
+from routelab.data.base import DATA, DataSet, load
+from routelab.data.task import Batch, InputSpec, Task
+from routelab.experts.feed_forward import Kind, must_be_kind
+from routelab.routers.base import Router, RouterInput, Routing, must_be_router, routed
+from routelab.routers.plans import TopK
+from routelab.routers.router_registry import ROUTERS
 
 E, D = 4, 8
 TASK = Task("toy", "classification", InputSpec("image", (1, 8, 8)), 3)

@@ -4,9 +4,9 @@ import sys
 
 import pytest
 
-from routers.errors import PluginError, PluginWarning, UsageError
-from routers.loading import load_plugin
-from routers.registry import register_router
+from routelab.core.errors import PluginError, PluginWarning, UsageError
+from routelab.core.plugins import load_plugin
+from routelab.routers.router_registry import register_router
 
 ROUTER = '''from routers import Blend, Router, Routing, register_router
 
@@ -155,7 +155,7 @@ def test_looking_for_a_source_imports_no_package(install, table):
 
 def test_a_kind_made_by_a_call_knows_its_file(table, tmp_path, monkeypatch):
     """Else its code would not be part of a cell's address, and two kinds of one name would not be told apart."""
-    from experts import kinds
+    from routelab.experts import kinds
 
     registry = table("experts")
     monkeypatch.setattr(kinds, "KINDS", registry)
@@ -183,6 +183,6 @@ def test_a_plugin_that_leaves_is_one_sentence(tmp_path, monkeypatch):
 
 def test_registering_the_same_class_twice_is_no_clash(table):
     registry = table("routers")
-    from routers.topk import TopKRouter
+    from routelab.routers.topk import TopKRouter
 
     assert register_router("mine")(register_router("mine")(TopKRouter)) is registry.get("mine")

@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from baselines.routed import Routed
-from experts.kinds import KINDS, parameter_shapes
-from routelab.backbones.contract import Slot
+from routelab.backbones.base import Slot
+from routelab.baselines.moe_arm import Routed
+from routelab.config.arm_grid import arm_choices
+from routelab.config.resolve import resolve
+from routelab.experts.feed_forward import KINDS, parameter_shapes
 from routelab.presets import PRESETS
 from routelab.presets.architecture import MATRICES, GroupedAttention, LatentAttention, Parts, Stack
 from routelab.presets.precision import PRECISIONS, precision
-from routelab.training.arms import arm_choices
-from routelab.training.config import resolve
 
 # Total, active with everything counted: routing.md §7 of the project's notes, from the published configurations.
 COUNTED = {

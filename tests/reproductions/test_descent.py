@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from baselines.gating import blend, distance, likelihood, posterior
+from routelab.baselines.classic_moe.classic_moe_losses import blend, distance, likelihood, posterior
 from routelab.reproductions.descent import OUTPUTS, Backprop, Criterion, Examples, Mixture, descend
 
 R, N, K = 3, 11, 4

@@ -8,10 +8,10 @@ import torch
 from typer.testing import CliRunner
 
 from routelab.cli.app import app
+from routelab.core.errors import UsageError
 from routelab.reproductions import vowels1991 as experiment
 from routelab.reproductions.registry import reproduction_of
 from routelab.reproductions.tables import lines, verdict
-from routers.errors import UsageError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 CONFIG = str(CONFIGS / "vowels1991.yaml")

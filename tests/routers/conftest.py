@@ -6,7 +6,7 @@ The cases are those of the conformance suite, which holds what every router must
 import pytest
 
 from routelab.conformance.cases import cases
-from routelab.conformance.subject import Subject, tokens
+from routelab.conformance.router_under_test import Subject, tokens
 
 E = 4
 

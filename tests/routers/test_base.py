@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
-from routers.assignment import balanced_assignment
-from routers.base import assign
-from routers.contract import RouterInput
-from routers.registry import build_router
+from routelab.routers.balanced_assignment import balanced_assignment
+from routelab.routers.base import RouterInput
+from routelab.routers.base_layers import assign
+from routelab.routers.build import build_router
 
 
 def best_sum(score):

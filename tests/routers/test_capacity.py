@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from routers.capacity import PRIORITIES, capacity, capacity_tensor, limit, rank_in_bucket
-from routers.expert_choice import take
-from routers.plans import Blend, PerExpert, Ragged, Slots, TopK
+from routelab.routers.capacity import PRIORITIES, capacity, capacity_tensor, limit, rank_in_bucket
+from routelab.routers.expert_choice import take
+from routelab.routers.plans import Blend, PerExpert, Ragged, Slots, TopK
 
 GATES = torch.tensor([[0.4, 0.0, 0.2], [0.5, 0.1, 0.4], [0.3, 0.2, 0.6]])
 

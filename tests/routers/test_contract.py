@@ -4,11 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from routers.contract import Router, Routing
-from routers.initialisation import initialise
-from routers.plans import TopK
-from routers.registry import ROUTERS, build_router
-from routers.topk import TopKRouter
+from routelab.core.initialisation import initialise
+from routelab.routers.base import Router, Routing
+from routelab.routers.build import build_router
+from routelab.routers.plans import TopK
+from routelab.routers.router_registry import ROUTERS
+from routelab.routers.topk import TopKRouter
 
 D, E = 8, 4
 

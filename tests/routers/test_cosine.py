@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from routers.contract import RouterInput
-from routers.cosine import cosine
-from routers.registry import build_router
+from routelab.routers.base import RouterInput
+from routelab.routers.build import build_router
+from routelab.routers.cosine import cosine
 
 
 def test_cosines_by_hand():

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from routers.contract import RouterInput
-from routers.deepseek import within_groups
-from routers.errors import UsageError
-from routers.registry import build_router
+from routelab.core.errors import UsageError
+from routelab.routers.base import RouterInput
+from routelab.routers.build import build_router
+from routelab.routers.deepseek import within_groups
 
 # sigmoid of these is 0.8, 0.6, 0.5, 0.2
 LOGITS = [1.3862944, 0.4054651, 0.0, -1.3862944]

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from routers.contract import RouterInput
-from routers.errors import UsageError
-from routers.registry import build_router
+from routelab.core.errors import UsageError
+from routelab.routers.base import RouterInput
+from routelab.routers.build import build_router
 
 
 def test_weights_are_raw_probabilities():

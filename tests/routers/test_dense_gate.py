@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from routers.contract import RouterInput
-from routers.plans import Blend
-from routers.registry import build_router
+from routelab.routers.base import RouterInput
+from routelab.routers.build import build_router
+from routelab.routers.plans import Blend
 
 
 def test_weights_by_hand():

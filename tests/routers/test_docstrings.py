@@ -5,8 +5,8 @@ import re
 
 import pytest
 
-from routers.options import option_names
-from routers.registry import ROUTERS
+from routelab.core.options import option_names
+from routelab.routers.router_registry import ROUTERS
 
 BUILT_IN = [name for name in ROUTERS.names() if ROUTERS.origin(name) == "built in"]
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from routers.contract import RouterInput
-from routers.registry import build_router
+from routelab.routers.base import RouterInput
+from routelab.routers.build import build_router
 
 
 def test_choices_and_weights_by_hand():

@@ -5,10 +5,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from routers.contract import RouterInput
-from routers.hashing import METHODS, balanced_table, cluster_table, dispersed_table, mix
-from routers.initialisation import initialise
-from routers.registry import build_router
+from routelab.core.initialisation import initialise
+from routelab.routers.base import RouterInput
+from routelab.routers.build import build_router
+from routelab.routers.hash_layer import METHODS, balanced_table, cluster_table, dispersed_table, mix
 
 D, E, V = 8, 4, 50  # the sizes of the conformance suite
 

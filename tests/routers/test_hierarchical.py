@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from routers.contract import RouterInput
-from routers.hierarchical import choose_in_groups, nearest_divisor
-from routers.registry import build_router
+from routelab.routers.base import RouterInput
+from routelab.routers.build import build_router
+from routelab.routers.hierarchical import choose_in_groups, nearest_divisor
 
 GROUP = torch.tensor([[0.6, 0.3, 0.1]])
 WITHIN = torch.tensor([[[0.5, 0.3, 0.2], [0.05, 0.9, 0.05], [0.2, 0.2, 0.6]]])

@@ -4,14 +4,18 @@ import pytest
 import torch
 from torch import nn
 
-from baselines.contract import ArmSpec, make_arm
-from experts.bank import ExpertBank
-from experts.kinds import FeedForward
-from experts.latent import Latent
-from experts.zero_compute import ZeroCompute
-from routelab.data.contract import load
-from routers.initialisation import init_names, init_paths, initialise, key, parameter_init_names
-from routers.registry import BUILT_IN, ROUTERS, build_router
+from routelab.baselines.base import ArmSpec
+from routelab.baselines.build import make_arm
+from routelab.core.initialisation import init_names, init_paths, initialise, parameter_init_names
+from routelab.core.registry import BUILT_IN
+from routelab.core.seeds import key
+from routelab.data.base import load
+from routelab.experts.feed_forward import FeedForward
+from routelab.experts.grouped_experts import ExpertBank
+from routelab.experts.latent import Latent
+from routelab.experts.zero_compute import ZeroCompute
+from routelab.routers.build import build_router
+from routelab.routers.router_registry import ROUTERS
 
 PACKAGES = ("routers", "experts", "baselines", "routelab")
 NAMED_BY_DATA = (FeedForward, ExpertBank, Latent, ZeroCompute)

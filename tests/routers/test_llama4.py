@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from routers.contract import RouterInput
-from routers.registry import build_router
+from routelab.routers.base import RouterInput
+from routelab.routers.build import build_router
 
 
 def test_choice_and_weight_by_hand():

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from routers.losses import (
+from routelab.routers.losses import (
     balance_loss,
     chance_of_choice,
     cv_squared,
@@ -16,8 +16,8 @@ from routers.losses import (
     token_mean,
     z_loss,
 )
-from routers.relu import weighted_l1
-from routers.top_p import balance_of_sets, mean_entropy
+from routelab.routers.relu_routing import weighted_l1
+from routelab.routers.top_p import balance_of_sets, mean_entropy
 
 GATES = torch.tensor([[0.5, 0.4, 0.1], [0.3, 0.3, 0.4], [0.1, 0.2, 0.7], [0.8, 0.2, 0.0]])
 

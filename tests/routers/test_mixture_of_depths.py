@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from routers.contract import RouterInput
-from routers.errors import UsageError
-from routers.mixture_of_depths import choice_loss, take_all
-from routers.plans import PerExpert, share_TE
-from routers.registry import build_router
+from routelab.core.errors import UsageError
+from routelab.routers.base import RouterInput
+from routelab.routers.build import build_router
+from routelab.routers.mixture_of_depths import choice_loss, take_all
+from routelab.routers.plans import PerExpert, share_TE
 
 
 def router_of(**options):

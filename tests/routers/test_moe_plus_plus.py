@@ -8,13 +8,13 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from experts.bank import ExpertBank
-from experts.mixture import MixtureLayer
-from experts.zero_compute import ZeroCompute
-from routers.contract import RouterInput
-from routers.initialisation import initialise
-from routers.losses import balance_loss
-from routers.registry import build_router
+from routelab.core.initialisation import initialise
+from routelab.experts.grouped_experts import ExpertBank
+from routelab.experts.moe_layer import MixtureLayer
+from routelab.experts.zero_compute import ZeroCompute
+from routelab.routers.base import RouterInput
+from routelab.routers.build import build_router
+from routelab.routers.losses import balance_loss
 
 D, REAL, FREE = 8, 4, 3
 E = REAL + FREE

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from routers.plans import (
+from routelab.routers.plans import (
     Blend,
     PerExpert,
     Ragged,

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-import routers
-from routers.contract import RouterInput
-from routers.plans import PerExpert, Slots, TopK
-from routers.registry import build_router
+from routelab import routers
+from routelab.routers.base import RouterInput
+from routelab.routers.build import build_router
+from routelab.routers.plans import PerExpert, Slots, TopK
 
 D, E, V = 8, 4, 50  # the sizes of the conformance suite
 

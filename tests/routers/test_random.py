@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from routers.contract import RouterInput
-from routers.plans import Blend
-from routers.registry import build_router
+from routelab.routers.base import RouterInput
+from routelab.routers.build import build_router
+from routelab.routers.plans import Blend
 
 
 def counts(expert, experts):

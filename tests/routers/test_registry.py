@@ -6,15 +6,17 @@ from typing import Literal
 
 import pytest
 
-from routers.contract import Router
-from routers.errors import UsageError
-from routers.loading import load_plugin
-from routers.options import check_options, option_names
-from routers.registry import ROUTERS, build_router, only_for_now, register_router
-from routers.topk import TopKRouter
+from routelab.core.errors import UsageError
+from routelab.core.options import check_options, option_names
+from routelab.core.plugins import load_plugin
+from routelab.core.registry import only_for_now
+from routelab.routers.base import Router
+from routelab.routers.build import build_router
+from routelab.routers.router_registry import ROUTERS, register_router
+from routelab.routers.topk import TopKRouter
 
 PLUGIN = '''"""A plugin."""
-from routers import Blend, Router, Routing, register_router
+from routelab.routers import Blend, Router, Routing, register_router
 
 @register_router("mine")
 class Mine(Router):
@@ -43,7 +45,7 @@ def test_every_router_has_a_summary():
 
 def test_summaries_are_the_docstrings():
     """Read by parsing, so that listing is quick; the answer must not depend on whether the class was loaded."""
-    code = "import routers.registry as r, sys; print(r.ROUTERS.summary('soft')); assert 'torch' not in sys.modules"
+    code = "import routelab.core.registry as r, sys; print(r.ROUTERS.summary('soft')); assert 'torch' not in sys.modules"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == ROUTERS.get("soft").__doc__.split("\n")[0]
 

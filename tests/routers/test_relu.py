@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from baselines.contract import ArmSpec, make_arm
-from baselines.task import Batch, Task
-from routelab.backbones.contract import InputSpec
-from routers.contract import RouterInput
-from routers.registry import build_router
-from routers.relu import weighted_l1
+from routelab.baselines.base import ArmSpec
+from routelab.baselines.build import make_arm
+from routelab.data.task import Batch, InputSpec, Task
+from routelab.routers.base import RouterInput
+from routelab.routers.build import build_router
+from routelab.routers.relu_routing import weighted_l1
 
 
 def by_hand(**options):

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from routers.contract import RouterInput
-from routers.registry import build_router
-from routers.sequence import mean_of_real
+from routelab.routers.base import RouterInput
+from routelab.routers.build import build_router
+from routelab.routers.sequence_level import mean_of_real
 
 
 def router_of(**options):

@@ -5,12 +5,12 @@ import math
 import pytest
 import torch
 
-from experts.bank import ExpertBank
-from experts.dispatch import asked, run
-from routers.capacity import limit, ragged_capacity
-from routers.initialisation import initialise
-from routers.plans import check_plan, check_values, rows_per_group, sets, share_TE
-from routers.top_p import smallest_set
+from routelab.core.initialisation import initialise
+from routelab.experts.dispatch import asked, run
+from routelab.experts.grouped_experts import ExpertBank
+from routelab.routers.capacity import limit, ragged_capacity
+from routelab.routers.plans import check_plan, check_values, rows_per_group, sets, share_TE
+from routelab.routers.top_p import smallest_set
 
 G, S, D, E = 3, 8, 8, 4
 

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from routers.contract import RouterInput
-from routers.registry import build_router
-from routers.sinkhorn import column_potentials
+from routelab.routers.base import RouterInput
+from routelab.routers.build import build_router
+from routelab.routers.sinkhorn import column_potentials
 
 
 def test_potentials_by_hand():

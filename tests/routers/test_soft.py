@@ -3,9 +3,9 @@
 import torch
 from torch.nn import functional as F
 
-from routers.contract import RouterInput
-from routers.plans import Slots
-from routers.registry import build_router
+from routelab.routers.base import RouterInput
+from routelab.routers.build import build_router
+from routelab.routers.plans import Slots
 
 D, E = 8, 4  # the sizes of the conformance suite
 

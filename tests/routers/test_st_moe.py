@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from routers.contract import RouterInput
-from routers.losses import z_loss
-from routers.registry import build_router
+from routelab.routers.base import RouterInput
+from routelab.routers.build import build_router
+from routelab.routers.losses import z_loss
 
 
 def pair(seed=0, **options):

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from routers.contract import RouterInput
-from routers.initialisation import initialise
-from routers.registry import build_router
+from routelab.core.initialisation import initialise
+from routelab.routers.base import RouterInput
+from routelab.routers.build import build_router
 
 
 def test_switch_weight_is_the_raw_probability(make_router, data):

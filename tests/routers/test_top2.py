@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from routers.contract import RouterInput
+from routelab.routers.base import RouterInput
 
 
 def weight_of(router, value):

@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
-from routers.contract import RouterInput
-from routers.losses import balance_loss
-from routers.registry import build_router
-from routers.top_p import balance_of_sets, mean_entropy, smallest_set
+from routelab.routers.base import RouterInput
+from routelab.routers.build import build_router
+from routelab.routers.losses import balance_loss
+from routelab.routers.top_p import balance_of_sets, mean_entropy, smallest_set
 
 PROBS = torch.tensor([[0.5, 0.3, 0.2], [0.2, 0.35, 0.45], [0.1, 0.1, 0.8]])
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from routers.contract import RouterInput
-from routers.registry import build_router
+from routelab.routers.base import RouterInput
+from routelab.routers.build import build_router
 
 D, E = 8, 4  # the sizes of the conformance suite
 

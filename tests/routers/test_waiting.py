@@ -8,12 +8,12 @@ import contextlib
 import pytest
 import torch
 
-from experts.bank import ExpertBank
-from experts.mixture import MixtureLayer
-from experts.zero_compute import ZeroCompute
 from routelab.conformance.cases import cases
-from routers.contract import RouterInput
-from routers.plans import TopK
+from routelab.experts.grouped_experts import ExpertBank
+from routelab.experts.moe_layer import MixtureLayer
+from routelab.experts.zero_compute import ZeroCompute
+from routelab.routers.base import RouterInput
+from routelab.routers.plans import TopK
 
 # The assignment of base runs on the host.
 CASES = [case for case, (name, _) in cases().items() if name != "base"]

@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 from optuna.trial import TrialState
 
-from routelab.training.config import resolve
-from routers.registry import ROUTERS, only_for_now
-from sweeps.storage import Heart, worker_id
-from sweeps.studies import Studies
-from sweeps.sweep import Sweep
-from sweeps.trial import Outcome
-from sweeps.worker import claim, tell, work
+from routelab.config.resolve import resolve
+from routelab.core.registry import only_for_now
+from routelab.routers.router_registry import ROUTERS
+from routelab.sweeps.storage import Heart, worker_id
+from routelab.sweeps.studies import Studies
+from routelab.sweeps.sweep import Sweep
+from routelab.sweeps.trial import Outcome
+from routelab.sweeps.worker import claim, tell, work
 
 
 @pytest.fixture(autouse=True)

@@ -10,16 +10,16 @@ import pytest
 import yaml
 
 from routelab.cli.app import app, guarded
-from routelab.comparison.arm_figures import tuning_budget
 from routelab.comparison.compare import plan
-from routelab.training.arms import arm_choices
-from routelab.training.config import Resolved, resolve
-from sweeps.bought import tuning
-from sweeps.export import export, importance
-from sweeps.final import final_config
-from sweeps.studies import best_trials, settings_of
-from sweeps.sweep import Sweep
-from sweeps.worker import work
+from routelab.config.arm_grid import arm_choices
+from routelab.config.resolve import Resolved, resolve
+from routelab.report.plots.arm_plots import tuning_budget
+from routelab.sweeps.final_comparison import final_config
+from routelab.sweeps.studies import best_trials, settings_of
+from routelab.sweeps.study_export import export, importance
+from routelab.sweeps.sweep import Sweep
+from routelab.sweeps.tuning_cost import tuning
+from routelab.sweeps.worker import work
 
 
 @pytest.fixture

@@ -13,12 +13,12 @@ import pytest
 import torch
 from optuna.trial import TrialState
 
-from routelab.training.config import resolve
-from routers.errors import UsageError
-from sweeps.storage import open_store
-from sweeps.studies import Studies, worker_of
-from sweeps.sweep import Sweep
-from sweeps.worker import work
+from routelab.config.resolve import resolve
+from routelab.core.errors import UsageError
+from routelab.sweeps.storage import open_store
+from routelab.sweeps.studies import Studies, worker_of
+from routelab.sweeps.sweep import Sweep
+from routelab.sweeps.worker import work
 
 GRID = [
     "sampler=grid", "search.optimizer.lr=[0.001,0.003,0.01,0.03]", "search.optimizer.weight_decay=[0.0,0.1]", "arms=[switch]",

@@ -1,7 +1,7 @@
 """Samplers and pruners by name, and where rungs lie."""
 
-from sweeps.crew import shares
-from sweeps.methods import PrunerChoice, rung
+from routelab.sweeps.samplers import PrunerChoice, rung
+from routelab.sweeps.worker_pool import shares
 
 
 def pruner(value, rungs=14):

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from routelab.training.config import resolve
-from routelab.training.tracking import Tracker
-from routers.errors import UsageError
-from sweeps.mirror import Mirror, trial_name
-from sweeps.sweep import Sweep
-from sweeps.worker import work
+from routelab.config.resolve import resolve
+from routelab.core.errors import UsageError
+from routelab.sweeps.mlflow_sync import Mirror, trial_name
+from routelab.sweeps.sweep import Sweep
+from routelab.sweeps.worker import work
+from routelab.tracking.mlflow_tracker import Tracker
 
 mlflow = pytest.importorskip("mlflow")
 
@@ -105,8 +105,8 @@ def test_a_server_that_is_away_is_tried_again_and_nothing_is_lost(swept, monkeyp
 
 
 def test_a_failure_brings_its_traceback(words):
-    from routers.registry import register_router
-    from routers.switch import Switch
+    from routelab.routers.router_registry import register_router
+    from routelab.routers.switch import Switch
 
     @register_router("broken")
     class Broken(Switch):

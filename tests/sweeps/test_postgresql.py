@@ -12,12 +12,12 @@ import pytest
 import sqlalchemy
 from optuna.trial import TrialState
 
-from routelab.training.config import resolve
-from sweeps.storage import Database, Heart, open_store, patiently, worker_id
-from sweeps.studies import Studies
-from sweeps.sweep import Sweep
-from sweeps.trial import Outcome
-from sweeps.worker import claim, tell
+from routelab.config.resolve import resolve
+from routelab.sweeps.storage import Database, Heart, open_store, patiently, worker_id
+from routelab.sweeps.studies import Studies
+from routelab.sweeps.sweep import Sweep
+from routelab.sweeps.trial import Outcome
+from routelab.sweeps.worker import claim, tell
 
 pgserver = pytest.importorskip("pgserver")
 
@@ -65,7 +65,7 @@ def test_connections_that_the_server_ended_are_made_anew(words, server, monkeypa
         waits.append(seconds)
         quick(seconds if seconds > 5 else 0.1)
 
-    monkeypatch.setattr("sweeps.storage.time.sleep", sleep)
+    monkeypatch.setattr("routelab.sweeps.storage.time.sleep", sleep)
 
     def end_all():
         found = sqlalchemy.create_engine(server.replace("postgresql://", "postgresql+psycopg://"))

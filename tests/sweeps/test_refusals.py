@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from routelab.cli.app import app, guarded
-from routelab.training.config import resolve
-from sweeps import sweep as module
-from sweeps.storage import open_store
-from sweeps.studies import Studies, find
-from sweeps.sweep import Sweep
-from sweeps.worker import work
+from routelab.config.resolve import resolve
+from routelab.sweeps import sweep as module
+from routelab.sweeps.storage import open_store
+from routelab.sweeps.studies import Studies, find
+from routelab.sweeps.sweep import Sweep
+from routelab.sweeps.worker import work
 
 JOURNAL = Path("results/mine/study.journal")
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from routelab.training.config import resolve
-from sweeps.mirror import Mirror
-from sweeps.sweep import Sweep
+from routelab.config.resolve import resolve
+from routelab.sweeps.mlflow_sync import Mirror
+from routelab.sweeps.sweep import Sweep
 
 mlflow = pytest.importorskip("mlflow")
 

@@ -5,14 +5,15 @@ import random
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from baselines.contract import arm_class, arm_names, make_arm
-from routelab.data.contract import load
-from routelab.training.arms import arm_choices
-from routelab.training.config import resolve
-from routers.contract import Router, RouterInput, Routing
-from routers.errors import PluginError, UsageError
-from routers.registry import ROUTERS, only_for_now, register_router
-from sweeps.space import apply, check_keys, points, space_of, wishes
+from routelab.baselines.build import arm_class, arm_names, make_arm
+from routelab.config.arm_grid import arm_choices
+from routelab.config.resolve import resolve
+from routelab.core.errors import PluginError, UsageError
+from routelab.core.registry import only_for_now
+from routelab.data.base import load
+from routelab.routers.base import Router, RouterInput, Routing
+from routelab.routers.router_registry import ROUTERS, register_router
+from routelab.sweeps.search_space import apply, check_keys, points, space_of, wishes
 
 SMALL = ["backbone.d_model=16", "backbone.depth=1", "backbone.heads=2", "experts.count=4"]
 

@@ -7,8 +7,8 @@ import sys
 import pytest
 from optuna.exceptions import StorageInternalError
 
-from routers.errors import StorageError
-from sweeps.storage import _started, gone, patiently, worker_id
+from routelab.core.errors import StorageError
+from routelab.sweeps.storage import _started, gone, patiently, worker_id
 
 
 def test_a_database_that_comes_back_is_waited_for():

@@ -11,22 +11,22 @@ import pytest
 import torch
 from optuna.trial import TrialState
 
-from routelab.comparison.cells import cell_folder, cell_key
-from routelab.training.config import resolve
-from routelab.training.loop import execute
-from routelab.training.module import Observer
-from routers.errors import UsageError
-from routers.registry import register_router
-from routers.switch import Switch
-from sweeps import worker as module
-from sweeps.crew import Crew
-from sweeps.pictures import pictures
-from sweeps.space import Settings
-from sweeps.storage import Heart, Journal, worker_id
-from sweeps.studies import Studies, worker_of
-from sweeps.sweep import Sweep
-from sweeps.trial import Outcome
-from sweeps.worker import claim, tell, work
+from routelab.config.resolve import resolve
+from routelab.core.errors import UsageError
+from routelab.records.run_cache import cell_folder, cell_key
+from routelab.routers.router_registry import register_router
+from routelab.routers.switch import Switch
+from routelab.sweeps import worker as module
+from routelab.sweeps.search_space import Settings
+from routelab.sweeps.storage import Heart, Journal, worker_id
+from routelab.sweeps.studies import Studies, worker_of
+from routelab.sweeps.study_plots import pictures
+from routelab.sweeps.sweep import Sweep
+from routelab.sweeps.trial import Outcome
+from routelab.sweeps.worker import claim, tell, work
+from routelab.sweeps.worker_pool import Crew
+from routelab.training.lightning_module import Observer
+from routelab.training.run import execute
 
 STORAGES = ["results/mine/study.journal", "sqlite:///results/mine/study.db"]
 
@@ -331,7 +331,7 @@ def test_a_storage_that_is_away_for_a_moment_costs_no_trial(words, monkeypatch):
     once(optuna.Study, "tell")
     quick = time.sleep
     # The heart goes on beating every ten seconds.
-    monkeypatch.setattr("sweeps.storage.time.sleep", lambda seconds: quick(seconds if seconds > 5 else 0))
+    monkeypatch.setattr("routelab.sweeps.storage.time.sleep", lambda seconds: quick(seconds if seconds > 5 else 0))
     work(sweep, studies)
     assert len(refused) == 4
     assert states(studies) == {"COMPLETE": 1}

@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from routelab.config.arm_grid import arm_choices
+from routelab.config.resolve import resolve
+from routelab.core.errors import UsageError
+from routelab.core.registry import only_for_now
 from routelab.reproductions.registry import reproduction_of
-from routelab.training.arms import arm_choices
-from routelab.training.config import resolve
-from routers.errors import UsageError
-from routers.registry import ROUTERS, only_for_now
+from routelab.routers.router_registry import ROUTERS
 
 
 @pytest.mark.parametrize(
@@ -137,15 +138,15 @@ def test_the_backbone_follows_the_data_unless_it_is_named(words, name, source):
 def test_every_kind_of_input_has_a_default():
     from typing import get_args, get_type_hints
 
-    from routelab.backbones.contract import InputSpec
-    from routelab.backbones.registry import DEFAULT_FOR
+    from routelab.backbones.backbone_registry import DEFAULT_FOR
+    from routelab.data.task import InputSpec
 
     assert set(DEFAULT_FOR) == set(get_args(get_type_hints(InputSpec)["kind"]))
 
 
 def test_a_loader_that_does_not_say_its_kind_is_asked():
-    from routelab.data.contract import DATA, load, register_data
-    from routers.registry import only_for_now
+    from routelab.core.registry import only_for_now
+    from routelab.data.base import DATA, load, register_data
 
     with only_for_now(DATA):
         register_data("mine")(lambda rows=5: load("flights", rows=rows))

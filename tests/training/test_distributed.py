@@ -6,14 +6,15 @@ import pytest
 import torch
 from torch import nn
 
-from baselines.contract import ArmSpec
-from routelab.training.config import resolve
-from routelab.training.distributed import launch
-from routelab.training.loop import RunSpec, execute
-from routelab.training.module import Observer
-from routelab.training.settings import Budget, Optimizer, TrainerOptions
-from routers.errors import UsageError
-from routers.losses import balance_loss, importance_loss, load_loss, sequence_balance_loss, z_loss
+from routelab.baselines.base import ArmSpec
+from routelab.config.resolve import resolve
+from routelab.config.run_spec import RunSpec
+from routelab.config.schema import Budget, Optimizer, TrainerOptions
+from routelab.core.errors import UsageError
+from routelab.core.process_group import launch
+from routelab.routers.losses import balance_loss, importance_loss, load_loss, sequence_balance_loss, z_loss
+from routelab.training.lightning_module import Observer
+from routelab.training.run import execute
 
 SMALL = {"name": "vit", "d_model": 16, "depth": 1, "heads": 2, "hidden": 32}
 
@@ -90,8 +91,8 @@ def test_two_processes_equal_one(tmp_path, name, router):
     if name == "balanced_by_bias":
         (tmp_path / "plugin.py").write_text(PLUGIN)
         plugins = (str(tmp_path / "plugin.py"),)
-        from routers.loading import load_plugin
-        from routers.registry import ROUTERS
+        from routelab.core.plugins import load_plugin
+        from routelab.routers.router_registry import ROUTERS
 
         if name not in ROUTERS:
             load_plugin(plugins[0])
@@ -118,7 +119,7 @@ TASKS = '''
 import os
 import torch
 from torch import distributed
-from routers.losses import balance_loss, importance_loss, load_loss, sequence_balance_loss, z_loss
+from routelab.routers.losses import balance_loss, importance_loss, load_loss, sequence_balance_loss, z_loss
 
 
 def losses(tell, probs, expert, mask):

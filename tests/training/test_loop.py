@@ -6,14 +6,17 @@ import pytest
 import torch
 from torch import nn
 
-from baselines.contract import Arm, ArmSpec, Flops, Prediction, Stage, StepLoss, register_baseline
-from baselines.registry import BASELINES
-from routelab.data.contract import Order, load
-from routelab.training.loop import RunSpec, execute
-from routelab.training.settings import Budget, Optimizer, TrainerOptions
-from routers.contract import Router, Routing
-from routers.plans import TopK
-from routers.registry import ROUTERS, only_for_now, register_router
+from routelab.baselines.base import Arm, ArmSpec, Prediction, Stage, StepLoss, register_baseline
+from routelab.baselines.baseline_registry import BASELINES
+from routelab.config.run_spec import RunSpec
+from routelab.config.schema import Budget, Optimizer, TrainerOptions
+from routelab.core.flops import Flops
+from routelab.core.registry import only_for_now
+from routelab.data.base import Order, load
+from routelab.routers.base import Router, Routing
+from routelab.routers.plans import TopK
+from routelab.routers.router_registry import ROUTERS, register_router
+from routelab.training.run import execute
 
 SMALL = {"name": "vit", "d_model": 16, "depth": 1, "heads": 2, "hidden": 32}
 

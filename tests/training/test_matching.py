@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from baselines.contract import make_arm
-from routelab.data.contract import load
-from routelab.training.arms import arm_choices
-from routelab.training.config import resolve
-from routelab.training.matching import MEASURES, match_arms
-from routelab.training.settings import Config
-from routers.errors import UsageError
+from routelab.baselines.build import make_arm
+from routelab.comparison.matching import MEASURES, match_arms
+from routelab.config.arm_grid import arm_choices
+from routelab.config.resolve import resolve
+from routelab.config.schema import Config
+from routelab.core.errors import UsageError
+from routelab.data.base import load
 
 
 def matched(words):

@@ -12,14 +12,16 @@ import pytest
 import torch
 from torch import nn
 
-from baselines.contract import Arm, ArmSpec, Flops, Prediction, Stage, StepLoss, register_baseline
-from baselines.registry import BASELINES
-from routelab.data.contract import load
-from routelab.training.loop import RunSpec, execute
-from routelab.training.module import Observer
-from routelab.training.settings import Budget, Optimizer, TrainerOptions
-from routelab.training.state import FILE, Checkpoint
-from routers.registry import only_for_now
+from routelab.baselines.base import Arm, ArmSpec, Prediction, Stage, StepLoss, register_baseline
+from routelab.baselines.baseline_registry import BASELINES
+from routelab.config.run_spec import RunSpec
+from routelab.config.schema import Budget, Optimizer, TrainerOptions
+from routelab.core.flops import Flops
+from routelab.core.registry import only_for_now
+from routelab.data.base import load
+from routelab.training.checkpoint import FILE, Checkpoint
+from routelab.training.lightning_module import Observer
+from routelab.training.run import execute
 
 SMALL = {"name": "vit", "d_model": 16, "depth": 1, "heads": 2, "hidden": 32}
 
@@ -197,7 +199,7 @@ def test_the_observer_hears_every_point_once_more(power_cut, data, tmp_path):
 PROGRAM = """
 import sys, torch
 torch.set_num_threads(1)
-from routelab.comparison.single import train
+from routelab.comparison.train_one import train
 train(sys.argv[1:])
 """
 
@@ -214,7 +216,7 @@ def test_killed_with_signal_9(tmp_path):
             "trainer.checkpoint_seconds=0", f"tracking.experiment={name}", *more,
         ]  # fmt: skip
 
-    from routelab.comparison.single import train
+    from routelab.comparison.train_one import train
 
     whole = train(words("whole"))
     folder = Path(tmp_path / "cut" / "top2-s0")

@@ -10,15 +10,16 @@ import math
 import pytest
 import torch
 
-from baselines.contract import ArmSpec, make_arm
-from experts.bank import ExpertBank
-from experts.mixture import MixtureLayer
-from routelab.data.contract import load
-from routelab.training.heatmap import load_figure, load_table
-from routelab.training.telemetry import Tally, first_choice
-from routers.contract import ExpertWork, Router, Routing
-from routers.plans import Blend, PerExpert, Ragged, Slots, TopK
-from routers.registry import ROUTERS
+from routelab.baselines.base import ArmSpec
+from routelab.baselines.build import make_arm
+from routelab.data.base import load
+from routelab.experts.grouped_experts import ExpertBank
+from routelab.experts.moe_layer import MixtureLayer
+from routelab.routers.base import ExpertWork, Router, Routing
+from routelab.routers.plans import Blend, PerExpert, Ragged, Slots, TopK
+from routelab.routers.router_registry import ROUTERS
+from routelab.tracking.load_heatmap import load_figure, load_table
+from routelab.training.routing_metrics import Tally, first_choice
 
 
 class Fixed(Router):

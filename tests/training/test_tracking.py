@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from routelab.training.stored import ui_command
-from routelab.training.tracking import Tracker
-from routers.errors import UsageError
+from routelab.core.errors import UsageError
+from routelab.tracking.artifacts import ui_command
+from routelab.tracking.mlflow_tracker import Tracker
 
 mlflow = pytest.importorskip("mlflow")
 
@@ -275,13 +275,13 @@ def test_a_store_that_dies_is_remembered_and_never_raises(tracker: Tracker, monk
 
 @pytest.mark.slow
 def test_two_processes_may_create_the_store_together(tmp_path: Path) -> None:
-    code = "import sys; from routelab.training.tracking import Tracker; Tracker(sys.argv[1], 'x').open()"
+    code = "import sys; from routelab.tracking.mlflow_tracker import Tracker; Tracker(sys.argv[1], 'x').open()"
     both = [subprocess.Popen([sys.executable, "-c", code, f"sqlite:///{tmp_path}/mlflow.db"]) for _ in range(2)]
     assert [process.wait() for process in both] == [0, 0]
 
 
 def test_importing_the_file_leaves_mlflow_alone() -> None:
-    code = "import sys, routelab.training.tracking; sys.exit('mlflow' in sys.modules)"
+    code = "import sys, routelab.tracking.mlflow_tracker; sys.exit('mlflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -315,7 +315,7 @@ def test_without_a_store_nothing_is_written(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_databases_error_is_what_its_driver_said() -> None:
-    from routelab.training.store import reason
+    from routelab.tracking.uri import reason
 
     text = "(raised as a result of Query-invoked autoflush; consider ...)\n(sqlite3.OperationalError) database or disk is full\n[SQL: x]"
     assert reason(RuntimeError(text)) == "sqlite3.OperationalError: database or disk is full"

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from routelab import Router, RouterInput, Routing, TopK
-from routers.contract import truncated_normal_
+from routelab.routers.base import truncated_normal_
 
 
 class ConscienceRouter(Router):

@@ -1,0 +1,1 @@
+"""Classic ensembles: bagging, boosting, stacking and their relatives."""

@@ -1,0 +1,1 @@
+"""Kernels of the experts on a CPU: threads, allocator, and the fused operation."""

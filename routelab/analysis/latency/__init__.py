@@ -1,0 +1,1 @@
+"""Latency of a mixture beside dense models of equal FLOPs and of equal parameters."""

@@ -1,0 +1,1 @@
+"""Analysis of routing: specialisation of experts, paths, and the loss without them."""

@@ -1,0 +1,1 @@
+"""Intervals, hypothesis tests and power: pure functions of numbers."""

@@ -1,0 +1,110 @@
+"""Looking again after every seed without being fooled: a t-test that holds at all looks together. Pure functions of numbers.
+
+The null hypothesis is that the paired differences d_1, d_2, ... (one for each seed) are normal with mean theta, their variance
+unknown. Under a normal prior N(0, g) on the effect size (mean - theta) / deviation and the scale-free prior on the deviation
+(right Haar, as the t-test itself has), the Bayes factor of n differences is a function of n and of their t statistic alone,
+
+    e_n(theta) = (1 + n g)^(-1/2) * [(1 + t^2 / nu) / (1 + t^2 / (nu (1 + n g)))]^((nu + 1) / 2),     nu = n - 1,
+
+and a martingale of mean 1 if theta is the mean (Lai 1976; Wang & Ramdas 2025, Anytime-valid t-tests and confidence sequences).
+By Ville's inequality it ever reaches 1 / alpha with probability at most alpha, whenever and however often one looks: all the
+theta with e_n(theta) < 1 / alpha are an interval that covers the mean at all n at once with probability 1 - alpha.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from routelab.comparison.statistics.power import seeds_needed
+from routelab.core.intervals import Interval
+
+State = Literal["better", "worse", "equivalent", "open"]
+
+PRIOR_VARIANCE = 1.0
+"""g: effects about as large as the deviation between seeds are what the test is quickest to settle."""
+
+
+def e_value(differences: Sequence[float], theta: float = 0.0, prior_variance: float = PRIOR_VARIANCE) -> float:
+    """e_n(theta) of differences (n,). 1 below two of them, NaN if one is not finite; inf where all are equal but not theta."""
+    d = np.asarray(differences, dtype=np.float64).reshape(-1) - theta
+    if not np.isfinite(d).all():
+        return math.nan
+    n = d.size
+    if n < 2:
+        return 1.0
+    deviation = float(d.std(ddof=1))
+    if deviation == 0.0:
+        return 1.0 if not d.any() else math.inf
+    square, nu, grown = n * (float(d.mean()) / deviation) ** 2, n - 1, 1 + n * prior_variance
+    log = -0.5 * math.log(grown) + 0.5 * (nu + 1) * (math.log1p(square / nu) - math.log1p(square / (nu * grown)))
+    return math.exp(min(log, 700.0))
+
+
+def anytime_interval(differences: Sequence[float], alpha: float = 0.05, prior_variance: float = PRIOR_VARIANCE) -> Interval:
+    """The interval that covers the mean difference at every look, with probability 1 - alpha for all looks together.
+
+    Unbounded while n is so small that no t reaches 1 / alpha; NaN where there is no finite difference.
+    """
+    if not 0 < alpha < 1:
+        raise ValueError(f"alpha is {alpha}; it must lie between 0 and 1")
+    d = np.asarray(differences, dtype=np.float64).reshape(-1)
+    n = int(d.size)
+    if n == 0 or not np.isfinite(d).all():
+        return Interval(math.nan, math.nan, math.nan, n)
+    mean, square = float(d.mean()), settling_square(n, alpha, prior_variance)
+    half = math.sqrt(square / n) * float(d.std(ddof=1)) if math.isfinite(square) else math.inf
+    return Interval(mean, mean - half, mean + half, n)
+
+
+def settling_square(n: int, alpha: float, prior_variance: float = PRIOR_VARIANCE) -> float:
+    """The t^2 at which e_n reaches 1 / alpha; infinite while n is so small that none does."""
+    if n < 2:
+        return math.inf
+    nu, grown = n - 1, 1 + n * prior_variance
+    # e < 1 / alpha solved for t^2: the ratio in brackets may reach `bar`, and never reaches more than `grown`.
+    bar = (math.sqrt(grown) / alpha) ** (2 / (nu + 1))
+    return nu * (bar - 1) / (1 - bar / grown) if bar < grown else math.inf
+
+
+def seeds_to_settle(differences: Sequence[float], alpha: float, power: float = 0.8) -> int | None:
+    """`seeds_needed` of the anytime interval: with so many, one look alone settles a difference like this one `power` of the time."""
+    return seeds_needed(differences, power, bar=lambda n: settling_square(n, alpha))
+
+
+@dataclass(frozen=True)
+class Look:
+    """What the differences of one arm say at one look. level: the alpha that this arm was held to."""
+
+    state: State
+    interval: Interval
+    level: float
+
+
+def look(differences: Mapping[str, Sequence[float]], margin: float, alpha: float = 0.05) -> dict[str, Look]:
+    """Judge every arm by its paired differences in log loss against the reference (negative = better).
+
+    `better` or `worse`: the anytime interval excludes 0. `equivalent`: it lies within +-margin, which was set beforehand.
+    An arm's level is alpha / number of arms (Bonferroni), so that over all arms and looks together a wrong "better", "worse"
+    or "equivalent" has a probability of at most alpha. An arm may be left alone once it is settled: what it was settled at
+    stays true at that level.
+    """
+    if not margin > 0:
+        raise ValueError(f"margin is {margin}; it must be above 0")
+    level = alpha / max(1, len(differences))
+    found = {}
+    for arm, values in differences.items():
+        interval = anytime_interval(values, level)
+        state: State = "open"
+        if interval.high < 0:
+            state = "better"
+        elif interval.low > 0:
+            state = "worse"
+        elif -margin < interval.low and interval.high < margin:
+            state = "equivalent"
+        found[arm] = Look(state, interval, level)
+    return found

@@ -1,0 +1,170 @@
+"""The settings of a run and of a comparison: what there is to configure, and the defaults."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+PRECISIONS = ("auto", "32-true", "bf16-mixed")
+SCHEDULES = ("cosine", "linear", "constant")
+EXPERT_KEYS = ("count", "hidden", "shared", "kind", "bias", "rank", "zero", "copy", "constant")
+MATCHES = ("flops_per_example", "total_params", "active_params", "train_flops", "none")
+TAKES = ("weights", "flops")
+DEFAULT_STEPS = 300
+
+
+@dataclass
+class Budget:
+    """When a run ends; exactly one is set (steps=300 if none is).
+
+    flops: model FLOPs of training. Rows that capacity dropped are not among them, so an arm that drops takes more steps.
+    """
+
+    flops: float | None = None
+    steps: int | None = None
+    epochs: float | None = None
+    seconds: float | None = None
+
+    def times(self, factor: float) -> Budget:
+        """So many times this budget; at least one step."""
+        steps = None if self.steps is None else max(1, round(self.steps * factor))
+        flops, epochs, seconds = (
+            None if value is None else value * factor for value in (self.flops, self.epochs, self.seconds)
+        )
+        return Budget(flops=flops, steps=steps, epochs=epochs, seconds=seconds)
+
+
+@dataclass
+class Match:
+    """What is made equal between arms, and how nearly. reference: the arm that the others are matched to.
+
+    on: forward FLOPs per example, total or active parameters, or train_flops, FLOPs of training per example drawn, which is
+    training FLOPs at equal steps.
+    """
+
+    on: str = "flops_per_example"
+    tolerance: float = 0.02
+    reference: str = "dense"
+
+
+@dataclass
+class Optimizer:
+    """AdamW. lr: the peak rate, or a list of which every arm is given its best, chosen on validation by `compare`.
+
+    warmup: share of the budget with a rising rate. clip: largest gradient norm, 0 = none.
+    """
+
+    lr: Any = 2e-3
+    weight_decay: float = 0.01
+    beta1: float = 0.9
+    beta2: float = 0.98
+    warmup: float = 0.1
+    schedule: str = "cosine"
+    clip: float = 1.0
+
+
+@dataclass
+class TrainerOptions:
+    """How a run is carried out. accumulate: micro-batches per step, each of batch_size. checks: validations per run.
+
+    devices: processes that one run is spread over, each with its share of batch_size and a device of its own (data
+    parallel). Capacity and choices across a batch are then those of each process's share.
+
+    checkpoint_seconds: how often the state of an unfinished run is written; 0 = after every step, null = never.
+    """
+
+    accelerator: str = "auto"
+    precision: str = "auto"
+    devices: int = 1
+    accumulate: int = 1
+    compile: bool = False
+    batch_size: int = 64
+    checks: int = 15
+    checkpoint_seconds: float | None = 30.0
+
+
+@dataclass
+class Tracking:
+    """The MLflow store; uri: null = none. experiment: null = the name of the comparison."""
+
+    uri: str | None = "sqlite:///results/mlflow.db"
+    experiment: str | None = None
+
+
+@dataclass
+class Verdict:
+    """What a claim is held to. margin: arms whose log losses differ by less are called equivalent. level: of all differences
+    from the reference that are claimed, of all equivalences, and of each of the two in `pairs`. pairs: labels of arms that are
+    judged against each other too, the first of each against the second. With seeds=auto, first and most: seeds of every arm to
+    begin with, and at the end; level is then of differences and equivalences together."""
+
+    margin: float = 0.01
+    level: float = 0.05
+    pairs: list[Any] = field(default_factory=list)
+    first: int = 5
+    most: int = 20
+
+
+@dataclass
+class Config:
+    """Everything a comparison or a run can be told. The defaults are the quickstart.
+
+    dense_ladder: the dense reference's feed-forward at these multiples of its width, for a frontier of dense models.
+    budget_ladder: shares of the budget that everything is trained with as well, each with a schedule of its own. dense_budgets:
+    shares that only the dense models are trained with, which is what an arm's leverage at its own loss needs. isoflop: every
+    arm at every size of the ladder, all with the same training FLOPs.
+
+    init: `from`, a run whose weights every arm begins from (`{seed}` in its name is the run's seed), null = none. `take`: "flops"
+    takes nothing of it but its training FLOPs, which are added to budget.flops.
+
+    backbone: without a name it is the one for the data's kind (`routelab.backbones.backbone_registry.DEFAULT_FOR`).
+    """
+
+    arms: list[Any] = field(
+        default_factory=lambda: [
+            "dense", "switch", "top2", "expert_choice", "hash", "soft", "bagging", "gradient_boosting", "gated_mixture",
+        ]
+    )  # fmt: skip
+    arm: Any = "switch"
+    seeds: Any = 5
+    seed: int = 0
+    data: dict[str, Any] = field(default_factory=lambda: {"name": "digits"})
+    backbone: dict[str, Any] = field(default_factory=dict)
+    router: dict[str, Any] = field(default_factory=dict)
+    experts: dict[str, Any] = field(
+        default_factory=lambda: {
+            "count": 8,
+            "hidden": None,
+            "shared": None,
+            "kind": "gelu",
+            "bias": False,
+            "rank": None,
+            "zero": None,
+            "copy": None,
+            "constant": None,
+        }
+    )
+    init: dict[str, Any] = field(default_factory=lambda: {"from": None, "take": "weights"})
+    budget: Budget = field(default_factory=Budget)
+    match: Match = field(default_factory=Match)
+    dense_ladder: list[float] = field(default_factory=list)
+    budget_ladder: list[float] = field(default_factory=list)
+    dense_budgets: list[float] = field(default_factory=list)
+    isoflop: bool = False
+    verdict: Verdict = field(default_factory=Verdict)
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    trainer: TrainerOptions = field(default_factory=TrainerOptions)
+    tracking: Tracking = field(default_factory=Tracking)
+    output: str | None = None
+    workers: int = 0
+    plugins: list[str] = field(default_factory=list)
+    # Of `routelab sweep` alone; see docs/sweeps.md.
+    study: str | None = None
+    storage: str | None = None
+    trials: int | None = None
+    tuning_flops: float | None = None
+    trial_seeds: int = 1
+    objectives: list[str] = field(default_factory=lambda: ["loss"])
+    sampler: Any = "tpe"
+    pruner: Any = "none"
+    search: dict[str, Any] = field(default_factory=dict)

@@ -1,0 +1,66 @@
+"""The record of a run: quality, work, time, telemetry and provenance, as plain data on disk."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from routelab.core.errors import StorageError
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as JSON, whole or not at all."""
+    write_text(path, json.dumps(plain(value), indent=1, allow_nan=False))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write whole or not at all: to a neighbour first, then renamed. A full disk or a closed folder is a StorageError, and
+    leaves what was there before."""
+    neighbour = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        neighbour.write_text(text, encoding="utf-8")
+        neighbour.replace(path)
+    except OSError as error:
+        neighbour.unlink(missing_ok=True) if neighbour.parent.is_dir() else None
+        raise StorageError(f"cannot write {str(path)!r}: {error.strerror or error}") from None
+
+
+def is_full(error: OSError) -> bool:
+    """Whether the error says that the disk, a quota or a limit takes no more, which no other file there will survive."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A JSON object, or None if the file is missing or damaged."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def finite(value: object) -> float | None:
+    """A finite number as a float, anything else as None."""
+    if value is None or isinstance(value, str):
+        return None
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def plain(value: Any) -> Any:
+    """JSON has no NaN and no infinity: they become null."""
+    if isinstance(value, dict):
+        return {str(name): plain(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(part) for part in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

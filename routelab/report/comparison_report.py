@@ -1,0 +1,295 @@
+"""The report of a comparison: what stands on its page."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from routelab.records.json_io import finite, write_text
+from routelab.report.arm_labels import intervals_of, marked
+from routelab.report.html_page import rendered
+from routelab.report.plots.plot_style import NOTHING, Drawn, inline_svg, short
+from routelab.report.plots.report_plots import figures_of, save_figures
+
+_DIFF_LIMIT = 100_000
+
+
+def write_report(path: Path, summary: Mapping[str, Any], records: Sequence[Mapping[str, Any]], figures: bool = True) -> None:
+    """Writes the report of a comparison to `path`, and its figures as PNG and CSV to `figures/` beside it.
+
+    records: of the arms, and of the ladder's rungs and other budgets if there are any. `figures=False` leaves the drawings
+    out, and needs no matplotlib.
+    """
+    from markupsafe import Markup
+
+    drawn = figures_of(summary, records) if figures else []
+    arms = set(summary.get("arms") or ())
+    mine = [record for record in records if record.get("arm") in arms]
+    text = rendered(
+        Path(__file__).with_name("report.html"),
+        title=f"Comparison {summary.get('name') or ''}".strip(),
+        data=summary.get("data") or NOTHING,
+        metric=summary.get("metric") or "metric",
+        reference=summary.get("reference"),
+        seeds_line=_seeds_line(summary.get("seeds") or []),
+        sentence=summary.get("sentence"),
+        caveat=summary.get("caveat"),
+        verdicts=[
+            (marked(label, arm.get("marks")), arm["verdict"])
+            for label, arm in (summary.get("arms") or {}).items()
+            if label != summary.get("reference") and arm.get("verdict")
+        ],
+        intervals=intervals_of(summary),
+        arms=[_row(label, arm, bool(summary.get("reference"))) for label, arm in (summary.get("arms") or {}).items()],
+        costs=_costs(summary.get("arms") or {}),
+        tuning=_tuning(summary),
+        yardsticks=[
+            (each["name"], f"{each['metric']} {short(each['value'], 4)}", each["note"])
+            for each in summary.get("yardsticks") or ()
+        ],
+        # Drawn here, and every text in it escaped by matplotlib.
+        drawn=[(each.title, each.alt, each.note, Markup(inline_svg(each.figure, each.name)), _tabled(each)) for each in drawn],
+        quality=_quality(summary.get("arms") or {}),
+        domains=_domains(summary.get("arms") or {}),
+        failures=_failures(records),
+        provenance=_provenance(records),
+        configs=_configs(mine),
+        diffs=_distinct(str(diff)[:_DIFF_LIMIT] for diff in _each(records, "git_diff") if diff),
+    )
+    write_text(path, text)
+    save_figures(drawn, path.parent / "figures")
+
+
+Grid = tuple[list[str], list[list[str]]]
+"""Headings and rows, the first cell of which is the row's own heading."""
+
+
+def _tabled(drawn: Drawn) -> Grid | None:
+    """Headings and rows of the table below a figure, None if it has none."""
+    if not drawn.tabled:
+        return None
+    heading, *rows = drawn.table
+    texts = [[cell if isinstance(cell, str) else short(cell, 4) for cell in row] for row in rows]
+    return [str(name).replace("_", " ") for name in heading], texts
+
+
+def _row(label: str, arm: Mapping[str, Any], compared: bool) -> dict[str, Any]:
+    """compared: whether there is a reference, beside which arms are judged."""
+    difference = [_interval(arm.get("difference"), signed=True)] if compared else []
+    return {
+        "label": label,
+        "marks": ", ".join(arm.get("marks") or ()),
+        "n": arm.get("n", 0),
+        "failed": arm.get("failed") or 0,
+        "intervals": [_interval(arm.get("loss")), _interval(arm.get("metric")), *difference],
+        "claims": _claims(arm) if compared else [],
+    }
+
+
+def _costs(arms: Mapping[str, Any]) -> Grid:
+    """What arms cost and how they load their experts."""
+    sizes = list(dict.fromkeys(size for arm in arms.values() for size in arm.get("inference") or {}))
+    headings = ["Arm", "FLOPs per example", "Measured", "Ratio", "Active parameters", "All parameters", "Training FLOPs",
+                "Executed FLOPs", "Steps", "Seconds", "Dropped", "Load CV", "Causal", "Peak memory"]  # fmt: skip
+    headings += [f"Inference, batch {' / '.join(sizes)}"] if sizes else []
+    rows = []
+    for label, arm in arms.items():
+        ratio = short(arm.get("flops_ratio"))
+        before = f" after {short(arm.get('initial_flops'))}" if arm.get("initial_flops") else ""
+        row = [
+            label,
+            short(arm.get("flops_per_example")),
+            short(arm.get("flops_per_example_measured")),
+            ratio if ratio == NOTHING else f"{ratio}\u00d7",
+            _beside(arm.get("active_params"), arm.get("active_ratio")),
+            _beside(arm.get("total_params"), arm.get("total_ratio")),
+            f"{short(arm.get('flops_model'))}{before}",
+            # A reference outside the loop takes no steps.
+            *(short(arm.get(key) or None) for key in ("flops_executed", "steps", "seconds")),
+            _percent(arm.get("drop_rate")),
+            short(arm.get("load_cv")),
+            {True: "yes", False: "no"}.get(arm.get("causal"), NOTHING),
+            short((arm.get("memory") or {}).get("peak")),
+        ]
+        timed = arm.get("inference") or {}
+        taken = " / ".join(short(1e6 * timed[size]) if size in timed else NOTHING for size in sizes) if timed else NOTHING
+        rows.append([*row, *([taken] if sizes else [])])
+    return headings, rows
+
+
+def _tuning(summary: Mapping[str, Any]) -> Grid | None:
+    """What choosing settings cost, and what was chosen, of arms that had a choice; None if none had."""
+    rows = []
+    for label, found in (summary.get("tuned") or {}).items():
+        tried = ", ".join(f"{float(rate):g} ({short(loss, 4)})" for rate, loss in found["validation"].items())
+        edge = "; at the edge of what was tried" if found["edge"] else ""
+        rows.append([label, short(found["flops"]), f"learning rate {found['rate']:g} of {tried}{edge}"])
+    for label, found in (summary.get("tuning") or {}).items():
+        trials = f"{found['complete']} complete trials, {found['pruned']} pruned, {found['failed']} failed"
+        settings = ", ".join(
+            f"{key} {value if isinstance(value, str) else short(value)}" for key, value in _best(found).items()
+        )
+        rows.append([label, short(found["flops"]), f"{settings or 'nothing'} by {trials}"])
+    return (["Arm", "Tuning FLOPs", "Chosen"], rows) if rows else None
+
+
+def _best(found: Mapping[str, Any]) -> Mapping[str, Any]:
+    return (found.get("best") or {}).get("settings") or {}
+
+
+_QUALITY = {
+    "calibration": {"nll": "NLL", "brier": "Brier", "ece": "ECE"},
+    "diversity": {"members": "Members", "disagreement": "Disagreement", "error_correlation": "Error correlation",
+                  "member_loss": "Member's loss"},
+}  # fmt: skip
+
+
+def _quality(arms: Mapping[str, Any]) -> Grid | None:
+    """Headings and rows of calibration and diversity, of what there is; None if there is none."""
+    wanted = [
+        (group, key, title)
+        for group, titles in _QUALITY.items()
+        for key, title in titles.items()
+        if any((arm.get(group) or {}).get(key) is not None for arm in arms.values())
+    ]
+    if not wanted:
+        return None
+    rows = [[label, *(short((arm.get(group) or {}).get(key)) for group, key, _ in wanted)] for label, arm in arms.items()]
+    return ["Arm", *(title for _, _, title in wanted)], rows
+
+
+def _domains(arms: Mapping[str, Any]) -> Grid | None:
+    """Domains, and the arms' mean losses on them with differences from the reference in percent; None if there is none."""
+    names = list(next((arm["by_domain"] for arm in arms.values() if arm.get("by_domain")), {}))
+    if len(names) < 2:
+        return None
+    rows = []
+    for label, arm in arms.items():
+        each = [(arm.get("by_domain") or {}).get(name) or {} for name in names]
+        rows.append([label, *(f"{short((d.get('loss') or {}).get('mean'), 4)} {_change(d.get('difference'))}" for d in each)])
+    return ["Arm", *names], rows
+
+
+def _change(difference: Mapping[str, Any] | None) -> str:
+    """A difference in log loss as "+1.2% [+0.8, +1.6]"."""
+    parts = [finite((difference or {}).get(part)) for part in ("mean", "low", "high")]
+    mean, low, high = (None if part is None else 100 * math.expm1(part) for part in parts)
+    if mean is None:
+        return ""
+    return f"{mean:+.1f}%" + ("" if low is None or high is None else f" [{low:+.1f}, {high:+.1f}]")
+
+
+def _claims(arm: Mapping[str, Any]) -> list[str]:
+    """p-values, leverage, dense size and time of an arm, as far as there are any."""
+    found = [short(arm.get("p_holm"), 2), short(arm.get("p_sign_flip"), 2)]
+    place, time = arm.get("leverage"), arm.get("time_ratio")
+    if place:
+        own, size = place["own"], place["effective_size"]
+        found.append(f"{_BOUNDS[own['bound']]}{short(own['mean'])}")
+        found.append(NOTHING if size is None else f"{_BOUNDS[size['bound']]}{short(size['params'])}")
+    else:
+        found += [NOTHING, NOTHING]
+    found.append(NOTHING if time is None else f"{short(time['mean'])}\u00d7")
+    target = arm.get("to_target") or {}
+    reached = [short((target.get(key) or {}).get("mean")) for key in ("flops", "seconds")]
+    censored = f", {target['censored']} never" if target.get("censored") else ""
+    return [*found, NOTHING if set(reached) == {NOTHING} and not censored else f"{' / '.join(reached)}{censored}"]
+
+
+_BOUNDS = {"=": "", ">": "> ", "<": "< "}
+
+
+def _interval(interval: Mapping[str, Any] | None, signed: bool = False) -> dict[str, str]:
+    mean = finite((interval or {}).get("mean"))
+    low, high = finite((interval or {}).get("low")), finite((interval or {}).get("high"))
+    if mean is None:
+        return {"mean": NOTHING, "bounds": ""}
+    # As many decimals as the interval's width deserves, the same for all three numbers.
+    width = abs(mean) / 100 if low is None or high is None or high <= low else high - low
+    decimals = min(8, max(2, 1 - math.floor(math.log10(width)))) if width > 0 else 4
+    sign = "+" if signed else ""
+    bounds = "" if low is None or high is None else f"[{low:{sign}.{decimals}f}, {high:{sign}.{decimals}f}]"
+    return {"mean": f"{mean:{sign}.{decimals}f}", "bounds": bounds}
+
+
+def _beside(value: object, ratio: object) -> str:
+    """A size, and how many times the reference's it is."""
+    return short(value) if ratio is None else f"{short(value)} ({short(ratio)}\u00d7)"
+
+
+def _percent(value: object) -> str:
+    number = finite(value)
+    return NOTHING if number is None else f"{short(100 * number)}%"
+
+
+def _seeds_line(seeds: Sequence[Any]) -> str:
+    if not seeds:
+        return "no seeds"
+    return f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}"
+
+
+def _failures(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        {"arm": record.get("arm"), "seed": record.get("seed"), "error": record.get("error") or "no reason was recorded"}
+        for record in records
+        if record.get("status") != "ok"
+    ]
+
+
+def _each(records: Iterable[Mapping[str, Any]], key: str) -> list[Any]:
+    return [(record.get("provenance") or {}).get(key) for record in records]
+
+
+def _distinct(values: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(values))
+
+
+def _provenance(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
+    """Name and distinct values: more than one says that the cells were not all made in one place."""
+    revisions = [
+        f"{revision}{' with uncommitted changes' if diff else ''}"
+        for revision, diff in zip(_each(records, "git_revision"), _each(records, "git_diff"), strict=True)
+        if revision
+    ]
+    commands = [
+        command if isinstance(command, str) else " ".join(map(str, command)) for command in _each(records, "command") if command
+    ]
+    versions = [", ".join(f"{k} {v}" for k, v in table.items()) for table in _each(records, "versions") if table]
+    rows = [
+        ("Command", _distinct(commands)),
+        ("Git revision", _distinct(revisions)),
+        ("Data digest", _distinct(str(digest) for digest in _each(records, "data_digest") if digest)),
+        ("Platform", _distinct(str(platform) for platform in _each(records, "platform") if platform)),
+        ("Python", _distinct(str(python) for python in _each(records, "python") if python)),
+        ("Versions", _distinct(versions)),
+    ]
+    return [(name, values or ["not recorded"]) for name, values in rows]
+
+
+def _configs(records: Iterable[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """The configuration of each arm, as the first of its seeds had it."""
+    import yaml
+
+    found: dict[str, str] = {}
+    for record in records:
+        arm = str(record.get("arm"))
+        if record.get("config") and arm not in found:
+            found[arm] = yaml.safe_dump(_plain(record["config"]), sort_keys=False, allow_unicode=True)
+    return [{"arm": arm, "text": text} for arm, text in found.items()]
+
+
+def _plain(value: Any) -> Any:
+    """The value in types that YAML knows; anything else as its text."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, bool):
+        return value
+    # Subclasses (numpy's floats, enumerations) are unknown to YAML.
+    for kind in (int, float):
+        if isinstance(value, kind):
+            return kind(value)
+    return str(value)

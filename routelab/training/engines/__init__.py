@@ -1,0 +1,1 @@
+"""Engines that spread one run over several processes."""
