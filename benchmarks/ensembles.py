@@ -25,8 +25,8 @@ from routelab.baselines import bagging
 from routelab.baselines.base import ArmSpec
 from routelab.baselines.ensembles.ensemble_base import MemberArm, member_seed
 from routelab.baselines.ensembles.member_networks import OneByOne
+from routelab.config.run_options import Budget, Optimizer, TrainerOptions
 from routelab.config.run_spec import RunSpec
-from routelab.config.schema import Budget, Optimizer, TrainerOptions
 from routelab.data.base import DataSet, load
 from routelab.training.run import execute
 

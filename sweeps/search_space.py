@@ -15,7 +15,8 @@ from routelab.backbones.base import BACKBONES
 from routelab.baselines.build import arm_class, router_of
 from routelab.baselines.moe_arm import ARM_OPTIONS, LAYER_OPTIONS
 from routelab.config.arm_grid import ArmChoice
-from routelab.config.schema import EXPERT_KEYS, Optimizer
+from routelab.config.run_options import Optimizer
+from routelab.config.schema import EXPERT_KEYS
 from routelab.core.errors import PluginError, UsageError, unknown
 from routelab.core.options import option_names
 from routelab.experts.feed_forward import kind_named

@@ -14,8 +14,9 @@ from routelab.comparison.grid import training_flops
 from routelab.comparison.matching import match_arms
 from routelab.config.arm_grid import ArmChoice, arm_choices
 from routelab.config.resolve import Resolved, resolve, seed_list
+from routelab.config.run_options import Budget
 from routelab.config.run_spec import RunSpec
-from routelab.config.schema import Budget, Config, Match
+from routelab.config.schema import Config, Match
 from routelab.core.errors import UsageError, unknown
 from routelab.core.plugins import load_plugin
 from routelab.data.base import load

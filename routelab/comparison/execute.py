@@ -20,8 +20,8 @@ from typing import Any
 import torch
 
 from routelab.baselines.build import blame
+from routelab.config.run_options import TrainerOptions
 from routelab.config.run_spec import RunSpec
-from routelab.config.schema import TrainerOptions
 from routelab.core.errors import PluginWarning, StorageError, UsageError
 from routelab.core.process_group import end_with_parent
 from routelab.records.json_io import is_full, write_json

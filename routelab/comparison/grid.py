@@ -9,7 +9,8 @@ from typing import Any
 from routelab.baselines.build import make_arm
 from routelab.comparison.matching import Matched, match_arms, reference_of
 from routelab.config.arm_grid import ArmChoice
-from routelab.config.schema import Budget, Config
+from routelab.config.run_options import Budget
+from routelab.config.schema import Config
 from routelab.core.errors import UsageError
 from routelab.data.base import DataSet
 from routelab.data.task import Task

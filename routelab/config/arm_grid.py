@@ -11,7 +11,8 @@ from typing import Any
 from routelab.baselines.base import ArmSpec
 from routelab.baselines.build import arm_class, arm_names, router_of
 from routelab.config.resolve import check_init, check_optimizer, flatten, rates_of
-from routelab.config.schema import EXPERT_KEYS, Config, Optimizer
+from routelab.config.run_options import Optimizer
+from routelab.config.schema import EXPERT_KEYS, Config
 from routelab.core.errors import PluginError, UsageError, unknown
 
 

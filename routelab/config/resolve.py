@@ -14,17 +14,8 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
-from routelab.config.schema import (
-    DEFAULT_STEPS,
-    EXPERT_KEYS,
-    MATCHES,
-    PRECISIONS,
-    SCHEDULES,
-    TAKES,
-    Budget,
-    Config,
-    Optimizer,
-)
+from routelab.config.run_options import PRECISIONS, SCHEDULES, Budget, Optimizer
+from routelab.config.schema import DEFAULT_STEPS, EXPERT_KEYS, MATCHES, TAKES, Config
 from routelab.core.errors import UsageError, unknown
 
 _MOST_SEEDS = 10_000

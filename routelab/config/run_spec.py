@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from routelab.baselines.base import ArmSpec
 from routelab.baselines.run_reference import Recorded, teacher_of
-from routelab.config.arm_grid import ArmChoice
-from routelab.config.schema import Budget, Config, Optimizer, TrainerOptions
+from routelab.config.run_options import Budget, Optimizer, TrainerOptions
+
+if TYPE_CHECKING:
+    from routelab.config.arm_grid import ArmChoice
+    from routelab.config.schema import Config
 
 WEIGHTS = "weights.ckpt"
 

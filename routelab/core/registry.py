@@ -18,6 +18,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
+from routelab.core.code_digest import source_files
 from routelab.core.errors import PluginError, PluginWarning, UsageError, first_line, unknown
 from routelab.core.plugins import FILE_MODULE, docstring_in, loading, locate
 
@@ -125,22 +126,23 @@ class Registry(Generic[T]):
 
     def source(self, name: str) -> Path | None:
         """The file that defines the name, if there is one. Nothing is imported."""
-        return locate(self._entry(name).target.partition(":")[0])
+        return locate(self.module(name))
+
+    def module(self, name: str) -> str:
+        """Return the module that defines the name. Nothing is imported."""
+        return self._entry(name).target.partition(":")[0]
 
     def sources(self, name: str) -> list[Path]:
-        """The files that what the name does hangs on: one of a built-in or a single file, those of a plugin's whole package."""
+        """Return the files of the plugin that defines the name: its one file, or all files of its package. Nothing is imported.
+
+        Returns:
+            Paths in sorted order; empty for what is built in, whose code is known by its module.
+        """
         path, entry = self.source(name), self._entry(name)
-        if path is None:
+        if path is None or entry.origin == BUILT_IN:
             return []
         top = locate(entry.package)
-        if entry.origin == BUILT_IN or top is None or top.name != "__init__.py":
-            return [path]
-        return sorted(top.parent.rglob("*.py"))
-
-    def builtin_sources(self) -> set[Path]:
-        """The files that define what is built in."""
-        names = [name for name, entry in self._entries.items() if entry.origin == BUILT_IN]
-        return {path for path in map(self.source, names) if path is not None}
+        return [path] if top is None or top.name != "__init__.py" else list(source_files(top.parent))
 
     def summary(self, name: str) -> str:
         """The first line of the docstring, read without importing the module."""

@@ -12,8 +12,9 @@ from routelab.baselines.distilled import Distilled
 from routelab.baselines.run_reference import Recorded, digest_of, read_weights, teacher_of
 from routelab.baselines.upcycling import taken
 from routelab.config.arm_grid import ArmChoice, arm_choices
+from routelab.config.run_options import Budget
 from routelab.config.run_spec import WEIGHTS, RunSpec
-from routelab.config.schema import Budget, Config
+from routelab.config.schema import Config
 from routelab.core.errors import PluginError, UsageError
 from routelab.core.plugins import load_plugin
 from routelab.data.base import DataSet

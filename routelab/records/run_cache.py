@@ -4,37 +4,35 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import inspect
 import json
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import routelab
 from routelab.backbones.base import BACKBONES
 from routelab.baselines.base import BASELINES, ArmSpec
 from routelab.baselines.build import arm_class
 from routelab.baselines.run_reference import teacher_of
 from routelab.config.run_spec import RunSpec, runs_on
+from routelab.core.code_digest import CodeIndex, package_locator, read_module
 from routelab.core.registry import Registry
 from routelab.data.base import DATA
 from routelab.experts.feed_forward import KINDS
 from routelab.records.json_io import read_json
 from routelab.routers.router_registry import ROUTERS
 
-REGISTRIES: tuple[Registry[Any], ...] = (ROUTERS, KINDS, BACKBONES, BASELINES, DATA)
-_CODE = ("routers", "experts", "baselines", "routelab/backbones", "routelab/data", "routelab/training")
-_NO_EFFECT = (
-    "tracking.py", "tracked.py", "store.py", "record.py", "heatmap.py", "footprint.py", "config.py", "settings.py", "arms.py",
-    "registry.py", "lazy.py", "loading.py", "options.py", "stored.py", "yardsticks.py", "offload.py",
-)  # fmt: skip
+ENTRY_MODULE = "routelab.training.run"
+"""Module whose imports every run executes."""
 
 
 def cell_key(spec: RunSpec, digest: str) -> str:
     """The address of a run: its specification, the data's digest, and the code that it runs.
 
-    Code means the training path without the files of registered families, plus the families this run uses: editing or
-    adding one router leaves the cells of the others valid.
+    Code means every module that the run imports, lazily or not: those behind `routelab.training.run`, and those behind the
+    router, the baseline, the backbone, the expert kind and the data that its specification names. Comments and docstrings do
+    not count. Editing or adding one router leaves the cells of the others valid.
     """
     plain = spec.plain()
     # Plugins are in the code already; where they lie decides nothing.
@@ -66,14 +64,23 @@ def code_digest(specs: Iterable[RunSpec]) -> str:
     return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _code_of(spec: RunSpec) -> tuple[str, list[str]]:
-    """The training path, and the families that this run uses."""
+def _code_of(spec: RunSpec) -> list[list[str]]:
+    """Return pairs of a module and its digest, for every module that the run imports; files of plugins come last."""
     used: list[tuple[Registry[Any], str]] = [
         *(part for arm in (spec.arm, *arm_class(spec.arm.name).learns_from(spec.arm)) for part in _parts(arm)),
         (DATA, spec.data["name"]),
     ]
-    families = [path for registry, name in used if name in registry for path in registry.sources(name)]
-    return _core(), [_hash(path) for path in families]
+    parts = [(registry, name) for registry, name in used if name in registry]
+    plugin_files = {path: None for registry, name in parts for path in registry.sources(name)}
+    plugins = [read_module(path, path.stem) for path in plugin_files]
+    modules = code_index().closure(
+        [ENTRY_MODULE, *(registry.module(name) for registry, name in parts)],
+        [pair for plugin in plugins for pair in plugin.imports],
+    )
+    return [
+        *([name, digest] for name, digest in modules.items()),
+        *([path.name, plugin.digest] for path, plugin in zip(plugin_files, plugins, strict=True)),
+    ]
 
 
 def _parts(arm: ArmSpec) -> list[tuple[Registry[Any], str]]:
@@ -86,13 +93,9 @@ def _parts(arm: ArmSpec) -> list[tuple[Registry[Any], str]]:
 
 
 @functools.cache
-def _core() -> str:
-    root = Path(inspect.getfile(RunSpec)).resolve().parents[2]
-    families = set[Path]().union(*(registry.builtin_sources() for registry in REGISTRIES))
-    # Contracts that define a registered object themselves (expert kinds) are core as well.
-    files = [path for folder in _CODE for path in sorted((root / folder).rglob("*.py"))]
-    core = [path for path in files if path.name not in _NO_EFFECT and (path not in families or path.parent.name == "experts")]
-    return hashlib.sha256("".join(_hash(path) for path in core).encode()).hexdigest()
+def code_index() -> CodeIndex:
+    """Return the modules of this installation, as they were when this process first asked."""
+    return CodeIndex(package_locator("routelab", Path(routelab.__file__).parent))
 
 
 def _is_file(value: object) -> bool:

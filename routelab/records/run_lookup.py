@@ -8,8 +8,8 @@ from typing import Any, Protocol
 
 from routelab.baselines.base import ArmSpec
 from routelab.baselines.run_reference import Recorded
+from routelab.config.run_options import Budget, Optimizer, TrainerOptions
 from routelab.config.run_spec import WEIGHTS, RunSpec
-from routelab.config.schema import Budget, Optimizer, TrainerOptions
 from routelab.core.errors import UsageError, unknown
 from routelab.records.json_io import read_json
 from routelab.records.run_cache import cell_folder

@@ -19,7 +19,7 @@ from torch import Tensor, distributed
 
 from routelab.baselines.base import Arm, predicted, step_loss
 from routelab.baselines.evaluation_metrics import close_look, close_sums
-from routelab.config.schema import Budget, Optimizer, TrainerOptions
+from routelab.config.run_options import Budget, Optimizer, TrainerOptions
 from routelab.core.collectives import processes
 from routelab.core.flops import Flops
 from routelab.core.seeds import key

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from routelab.baselines.base import ParameterGroup
-from routelab.config.schema import Optimizer
+from routelab.config.run_options import Optimizer
 
 
 def suggest(trial: Any) -> dict[str, Any]:

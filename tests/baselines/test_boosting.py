@@ -16,8 +16,8 @@ from routelab.baselines.ensembles.adaboost import r2, samme, votes, weighted_med
 from routelab.baselines.ensembles.gradient_boosting import LONGEST, first_scores, line_search, residuals
 from routelab.baselines.ensembles.member_networks import Outputs
 from routelab.comparison.matching import train_flops
+from routelab.config.run_options import Budget, Optimizer, TrainerOptions
 from routelab.config.run_spec import RunSpec
-from routelab.config.schema import Budget, Optimizer, TrainerOptions
 from routelab.core.errors import UsageError
 from routelab.core.flops import Flops
 from routelab.data.base import load

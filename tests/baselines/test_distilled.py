@@ -12,8 +12,8 @@ from routelab.baselines.distilled import distance
 from routelab.baselines.run_reference import Recorded, digest_of
 from routelab.comparison.audit import audit_step
 from routelab.comparison.inference_latency import trained
+from routelab.config.run_options import Budget, Optimizer, TrainerOptions
 from routelab.config.run_spec import RunSpec
-from routelab.config.schema import Budget, Optimizer, TrainerOptions
 from routelab.core.errors import UsageError
 from routelab.data.base import load
 from routelab.data.task import Batch, InputSpec, Task

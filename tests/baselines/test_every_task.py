@@ -10,8 +10,8 @@ from routelab.baselines.base import ArmSpec
 from routelab.baselines.baseline_registry import BASELINES
 from routelab.config.arm_grid import arm_choices
 from routelab.config.resolve import resolve
+from routelab.config.run_options import Budget, Optimizer, TrainerOptions
 from routelab.config.run_spec import RunSpec
-from routelab.config.schema import Budget, Optimizer, TrainerOptions
 from routelab.core.errors import UsageError
 from routelab.core.registry import BUILT_IN
 from routelab.data.base import load

@@ -10,8 +10,9 @@ from routelab.baselines.build import make_arm
 from routelab.comparison.matching import match_arms
 from routelab.config.arm_grid import arm_choices
 from routelab.config.resolve import resolve
+from routelab.config.run_options import Budget, Optimizer, TrainerOptions
 from routelab.config.run_spec import RunSpec
-from routelab.config.schema import Budget, Match, Optimizer, TrainerOptions
+from routelab.config.schema import Match
 from routelab.core.errors import UsageError
 from routelab.data.base import load
 from routelab.data.task import Batch, InputSpec, Task

@@ -7,8 +7,8 @@ import torch
 
 from routelab.baselines.base import ArmSpec
 from routelab.baselines.ensembles.ensemble_base import mean_prediction
+from routelab.config.run_options import Budget, Optimizer, TrainerOptions
 from routelab.config.run_spec import RunSpec
-from routelab.config.schema import Budget, Optimizer, TrainerOptions
 from routelab.data.base import load
 from routelab.training.lightning_module import TrainingModule
 from routelab.training.run import execute

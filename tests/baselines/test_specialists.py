@@ -13,8 +13,8 @@ from routelab.baselines.base import ArmSpec
 from routelab.baselines.build import make_arm
 from routelab.baselines.model_merging import mean_parameters, mix_into, posterior_prediction, running_posterior
 from routelab.baselines.specialists import COMBINE, random_parts
+from routelab.config.run_options import Budget, Optimizer, TrainerOptions
 from routelab.config.run_spec import RunSpec
-from routelab.config.schema import Budget, Optimizer, TrainerOptions
 from routelab.core.errors import UsageError
 from routelab.core.seeds import key
 from routelab.data.base import DataSet, load

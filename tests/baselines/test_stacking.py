@@ -9,8 +9,8 @@ from routelab.baselines.base import ArmSpec
 from routelab.baselines.build import make_arm
 from routelab.baselines.ensembles.ensemble_base import member_seed
 from routelab.baselines.ensembles.stacking import combiner_inputs, logistic, ridge
+from routelab.config.run_options import Budget, Optimizer, TrainerOptions
 from routelab.config.run_spec import RunSpec
-from routelab.config.schema import Budget, Optimizer, TrainerOptions
 from routelab.core.errors import UsageError
 from routelab.data.base import load
 from routelab.data.task import InputSpec, Task

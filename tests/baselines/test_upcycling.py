@@ -9,8 +9,8 @@ from routelab.baselines.base import ArmSpec
 from routelab.baselines.build import make_arm
 from routelab.baselines.run_reference import Recorded, digest_of
 from routelab.baselines.upcycling import begin_from, taken
+from routelab.config.run_options import Budget, Optimizer, TrainerOptions
 from routelab.config.run_spec import RunSpec
-from routelab.config.schema import Budget, Optimizer, TrainerOptions
 from routelab.core.errors import UsageError
 from routelab.data.base import load
 from routelab.data.task import Batch, InputSpec, Task

@@ -11,7 +11,7 @@ from routelab.comparison.frontier import frontier_of, to_target
 from routelab.comparison.grid import Row
 from routelab.comparison.matching import Matched
 from routelab.comparison.summary import summarise
-from routelab.config.schema import Budget
+from routelab.config.run_options import Budget
 
 
 def law(flops):

@@ -8,8 +8,8 @@ import pytest
 from routelab.baselines.base import ArmSpec
 from routelab.baselines.run_reference import Recorded, digest_of, read_weights
 from routelab.baselines.specialists import COMBINE
+from routelab.config.run_options import Budget, Optimizer, TrainerOptions
 from routelab.config.run_spec import WEIGHTS, RunSpec
-from routelab.config.schema import Budget, Optimizer, TrainerOptions
 from routelab.data.base import load
 from routelab.routers.router_registry import ROUTERS
 from routelab.training.lightning_module import TrainingModule

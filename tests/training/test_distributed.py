@@ -8,8 +8,8 @@ from torch import nn
 
 from routelab.baselines.base import ArmSpec
 from routelab.config.resolve import resolve
+from routelab.config.run_options import Budget, Optimizer, TrainerOptions
 from routelab.config.run_spec import RunSpec
-from routelab.config.schema import Budget, Optimizer, TrainerOptions
 from routelab.core.errors import UsageError
 from routelab.core.process_group import launch
 from routelab.routers.losses import balance_loss, importance_loss, load_loss, sequence_balance_loss, z_loss

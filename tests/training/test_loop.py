@@ -8,8 +8,8 @@ from torch import nn
 
 from routelab.baselines.base import Arm, ArmSpec, Prediction, Stage, StepLoss, register_baseline
 from routelab.baselines.baseline_registry import BASELINES
+from routelab.config.run_options import Budget, Optimizer, TrainerOptions
 from routelab.config.run_spec import RunSpec
-from routelab.config.schema import Budget, Optimizer, TrainerOptions
 from routelab.core.flops import Flops
 from routelab.core.registry import only_for_now
 from routelab.data.base import Order, load
