@@ -61,10 +61,15 @@ def _checks() -> Any:
     yield check(
         "results", "ok" if writable else "problem", f"{target.resolve()} is {'writable' if writable else 'not writable'}"
     )
-    from routelab.core.registry import BUILT_IN
-    from routelab.records.run_cache import REGISTRIES
+    from routelab.core.registry import BUILT_IN, Registry
+    from routelab.backbones.backbone_registry import BACKBONES
+    from routelab.baselines.baseline_registry import BASELINES
+    from routelab.data.dataset_registry import DATA as DATA_SETS
+    from routelab.experts.expert_registry import KINDS
+    from routelab.routers.router_registry import ROUTERS
 
-    for registry in REGISTRIES:
+    registries: list[Registry[Any]] = [ROUTERS, KINDS, BACKBONES, BASELINES, DATA_SETS]
+    for registry in registries:
         for name in registry.names():
             if (origin := registry.origin(name)) != BUILT_IN:
                 problem = registry.problem(name)

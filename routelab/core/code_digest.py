@@ -166,10 +166,10 @@ def _imports(tree: ast.Module, package: str) -> tuple[set[tuple[str, str]], set[
             target = ".".join([*base, *([node.module] if node.module else [])])
             into.update((target, alias.name) for alias in node.names)
         elif isinstance(node, ast.If) and _called(node.test) == "TYPE_CHECKING":
-            for child in node.body:
-                collect(child, typing_only)
-            for child in node.orelse:
-                collect(child, into)
+            for statement in node.body:
+                collect(statement, typing_only)
+            for statement in node.orelse:
+                collect(statement, into)
         else:
             for child in ast.iter_child_nodes(node):
                 collect(child, into)
