@@ -22,7 +22,7 @@ from routelab.sweeps.mlflow_sync import Mirror
 from routelab.sweeps.storage import Database, patiently
 from routelab.sweeps.studies import Studies
 from routelab.sweeps.sweep import Sweep, open_sweep
-from routelab.sweeps.worker_pool import Crew
+from routelab.sweeps.worker_pool import WorkerPool
 
 _LOOK_SECONDS = {True: 2.0, False: 0.5}
 """Between two looks at the studies, in a database and in a file: a look is some queries."""
@@ -90,7 +90,7 @@ def carry_on(sweep: Sweep, studies: Studies, watch: Watch, watch_comparison: Wat
 def tune(sweep: Sweep, studies: Studies, watch: Watch, mirror: Mirror) -> dict[str, Any]:
     """The workers of this machine, until nothing is left to do; returns the status then."""
     config = sweep.config
-    crew = Crew(
+    pool = WorkerPool(
         sweep.name,
         sweep.url,
         config.workers or default_workers(config.trainer),
@@ -104,8 +104,8 @@ def tune(sweep: Sweep, studies: Studies, watch: Watch, mirror: Mirror) -> dict[s
     try:
         with terminated_like_interrupted():
             if not status["done"]:
-                crew.start()
-            while crew.look(_finished(status)):
+                pool.start()
+            while pool.restart_dead(_finished(status)):
                 time.sleep(_LOOK_SECONDS[isinstance(studies.store, Database)])
                 status = patiently(studies.status)
                 watch(status)
@@ -113,7 +113,7 @@ def tune(sweep: Sweep, studies: Studies, watch: Watch, mirror: Mirror) -> dict[s
             status = patiently(studies.status)
             watch(status)
     except BaseException:
-        crew.end()
+        pool.kill()
         # Whoever goes on looks, too; what went wrong here must not hide why the sweep ends.
         with contextlib.suppress(Exception), studies.store.claiming():
             studies.recover()

@@ -1,19 +1,17 @@
-"""The worker processes of one machine: each pinned to its share of the cores or to its GPU, replaced when it dies."""
+"""The worker processes of one machine: each pinned to its cores or to its GPU, and replaced when it dies."""
 
 from __future__ import annotations
 
-import contextlib
-import multiprocessing
-import os
-import signal
 import traceback
 import warnings
-from typing import Any
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 
-from routelab.core.errors import StorageError, UsageError
+from routelab.core.errors import UsageError
+from routelab.core.processes import ProcessSettings, WorkerProcess, available_cores, gpu_environment
 
 _DEATHS = 5
-"""Workers that may die in a row, without a trial told in between, before the crew gives up."""
+"""Deaths in a row for each worker, without a completed trial in between, after which the pool gives up."""
 
 
 def shares(cores: list[int], workers: int) -> list[list[int]]:
@@ -23,98 +21,89 @@ def shares(cores: list[int], workers: int) -> list[list[int]]:
     return [cores[i * len(cores) // workers : (i + 1) * len(cores) // workers] for i in range(workers)]
 
 
-class Crew:
-    """Worker processes on the studies of a sweep. They end by themselves when nothing is left to do."""
+class WorkerPool:
+    """Worker processes on the studies of a sweep. They end by themselves when nothing is left to do.
+
+    Args:
+        name: name of the study.
+        url: storage of the study.
+        workers: number of processes.
+        gpus: GPUs that the workers take in turn; 0 on a CPU.
+    """
 
     def __init__(self, name: str, url: str, workers: int, gpus: int) -> None:
-        self._name, self._url, self._gpus = name, url, gpus
-        self._context = multiprocessing.get_context("spawn")
-        self._words: Any = self._context.SimpleQueue()
-        cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
-        self._shares = shares(cores, workers)
-        self._processes: dict[int, Any] = {}
-        self._deaths, self._told = 0, -1
+        self._name, self._url = name, url
+        # One thread, whatever the cores: a trial's value must not depend on how many workers there were.
+        self._settings = [
+            ProcessSettings(1, tuple(cores), gpu_environment(number, gpus))
+            for number, cores in enumerate(shares(available_cores(), workers))
+        ]
+        self._running: dict[int, tuple[WorkerProcess, Future[None]]] = {}
+        self._consecutive_deaths, self._last_finished = 0, -1
 
     def start(self) -> None:
         """Start every worker."""
-        for number in range(len(self._shares)):
+        for number in range(len(self._settings)):
             self._start(number)
 
     def _start(self, number: int) -> None:
-        gpu = None
-        if self._gpus:
-            visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-            names = visible if len(visible) == self._gpus else [str(i) for i in range(self._gpus)]
-            gpu = names[number % self._gpus]
-        process = self._context.Process(target=_main, args=(self._name, self._url, self._shares[number], gpu, self._words))
-        process.start()
-        self._processes[number] = process
+        worker = WorkerProcess(self._settings[number])
+        self._running[number] = worker, worker.submit(_work_on, self._name, self._url)
 
-    def look(self, finished: int) -> bool:
-        """Replace the dead; whether any worker is left. finished: trials told so far, by anyone.
+    def restart_dead(self, finished: int) -> bool:
+        """Restart workers that died.
 
-        A worker's UsageError is raised here; RuntimeError if workers die one after another and nothing gets done.
+        Args:
+            finished: trials completed so far by all workers of the study; progress resets the count of deaths.
+
+        Returns:
+            True while any worker is alive.
+
+        Raises:
+            UsageError: a worker raised it, or workers die one after another without completing a trial.
         """
-        if finished != self._told:
-            self._deaths, self._told = 0, finished
-        ended = [process for process in self._processes.values() if not process.is_alive()]
-        # Asked after that: a worker says what is wrong before it ends.
-        if not self._words.empty():
-            kind, text = self._words.get()
-            raise {"usage": UsageError, "storage": StorageError}.get(kind, RuntimeError)(text)
-        for number, process in list(self._processes.items()):
-            if process not in ended:
+        if finished != self._last_finished:
+            self._consecutive_deaths, self._last_finished = 0, finished
+        for number, (worker, future) in list(self._running.items()):
+            if not future.done():
                 continue
-            process.join()
-            del self._processes[number]
-            if process.exitcode == 0:
+            error, exit_code = future.exception(), worker.exit_code if isinstance(future.exception(), BrokenProcessPool) else 1
+            worker.kill()
+            del self._running[number]
+            if error is None:
                 continue
-            self._deaths += 1
-            if self._deaths > _DEATHS * len(self._shares):
+            if isinstance(error, UsageError):
+                raise error
+            self._consecutive_deaths += 1
+            if self._consecutive_deaths > _DEATHS * len(self._settings):
                 raise UsageError(
-                    f"study={self._name!r}: {self._deaths} workers died in a row (last exit code {process.exitcode})"
+                    f"study={self._name!r}: {self._consecutive_deaths} workers died in a row (last exit code {exit_code})"
                 )
             self._start(number)
-        return bool(self._processes)
+        return bool(self._running)
 
-    def end(self) -> None:
+    def kill(self) -> None:
         """End every worker at once. Their trials are where the last checkpoint left them."""
-        for process in self._processes.values():
-            process.kill()
-        for process in self._processes.values():
-            process.join()
-        self._processes = {}
+        for worker, _ in self._running.values():
+            worker.kill()
+        self._running = {}
 
 
-def _main(name: str, url: str, cores: list[int], gpu: str | None, words: Any) -> None:
-    # Ctrl-C reaches the whole process group; the parent decides what happens.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if gpu is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
-    if hasattr(os, "sched_setaffinity"):
-        with contextlib.suppress(OSError):
-            os.sched_setaffinity(0, cores)
+def _work_on(name: str, url: str) -> None:
+    """Work on a study until nothing is left to do: the task of one worker."""
     warnings.simplefilter("ignore")
-    import torch
-
-    from routelab.core.process_group import end_with_parent
     from routelab.sweeps.storage import open_store
     from routelab.sweeps.studies import Studies
     from routelab.sweeps.sweep import open_sweep
     from routelab.sweeps.worker import work
 
-    end_with_parent()
-    # One thread, whatever the share: a trial's value must not depend on how many workers there were.
-    torch.set_num_threads(1)
     try:
         studies = Studies.load(name, open_store(url, create=False))
         if studies is None:
             raise UsageError(f"there is no study {name!r} in {url}")
         work(open_sweep(studies), studies)
-    except StorageError as error:
-        words.put(("storage", str(error)))
-    except UsageError as error:
-        words.put(("usage", str(error)))
+    except UsageError:
+        raise
     except Exception:
         traceback.print_exc()
-        os._exit(1)
+        raise

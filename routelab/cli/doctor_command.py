@@ -39,9 +39,9 @@ def _checks() -> Any:
             yield check(package, state, f"not installed: pip install {package}")
     import torch
 
-    from routelab.comparison.execute import cores
+    from routelab.core.processes import available_cores
 
-    yield check("cores", "ok", f"{cores()} usable: that many workers")
+    yield check("cores", "ok", f"{len(available_cores())} usable: that many workers")
     if torch.cuda.is_available():
         bf16 = "bf16" if torch.cuda.is_bf16_supported() else "no bf16: runs in float32"
         yield check("gpu", "ok", f"{torch.cuda.get_device_name(0)}, {bf16}")
@@ -61,20 +61,20 @@ def _checks() -> Any:
     yield check(
         "results", "ok" if writable else "problem", f"{target.resolve()} is {'writable' if writable else 'not writable'}"
     )
-    from routelab.core.registry import BUILT_IN, Registry
     from routelab.backbones.backbone_registry import BACKBONES
     from routelab.baselines.baseline_registry import BASELINES
-    from routelab.data.dataset_registry import DATA as DATA_SETS
+    from routelab.core.registry import BUILT_IN, Registry
+    from routelab.data.dataset_registry import DATA
     from routelab.experts.expert_registry import KINDS
     from routelab.routers.router_registry import ROUTERS
 
-    registries: list[Registry[Any]] = [ROUTERS, KINDS, BACKBONES, BASELINES, DATA_SETS]
+    registries: list[Registry[Any]] = [ROUTERS, KINDS, BACKBONES, BASELINES, DATA]
     for registry in registries:
         for name in registry.names():
             if (origin := registry.origin(name)) != BUILT_IN:
                 problem = registry.problem(name)
                 yield check(f"{registry.kind} {name}", "warning" if problem else "ok", problem or origin)
-    from routelab.data.base import DATA, MissingPackageError, load, required_options
+    from routelab.data.base import MissingPackageError, load, required_options
 
     for name in DATA.names():
         try:

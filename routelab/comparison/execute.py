@@ -5,13 +5,9 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
-import multiprocessing
-import os
-import queue
-import signal
 import warnings
 from collections.abc import Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,13 +19,11 @@ from routelab.baselines.build import blame
 from routelab.config.run_options import TrainerOptions
 from routelab.config.run_spec import RunSpec
 from routelab.core.errors import PluginWarning, StorageError, UsageError
-from routelab.core.process_group import end_with_parent
+from routelab.core.processes import Channel, ProcessSettings, WorkerProcess, available_cores, gpu_environment, send, worker_pool
 from routelab.records.json_io import is_full, write_json
 from routelab.training.checkpoint import discard
 from routelab.training.lightning_module import Observer
 from routelab.training.run import execute
-
-_queue: Any = None
 
 
 @dataclass(frozen=True)
@@ -53,11 +47,6 @@ class Event:
     record: dict[str, Any] | None = None
 
 
-def cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def gpus(trainer: TrainerOptions) -> int:
     """The GPUs that runs will use; 0 on a CPU."""
     return torch.cuda.device_count() if trainer.accelerator in ("auto", "gpu") else 0
@@ -65,77 +54,50 @@ def gpus(trainer: TrainerOptions) -> int:
 
 def default_workers(trainer: TrainerOptions) -> int:
     """One worker per GPU, or per core where there is none; fewer where a run takes several."""
-    return max(1, (gpus(trainer) or cores()) // trainer.devices)
+    return max(1, (gpus(trainer) or len(available_cores())) // trainer.devices)
 
 
 def run_jobs(jobs: list[Job], workers: int) -> Iterator[Event]:
-    """Train all jobs, and tell what happens. Ctrl-C ends the workers at once; finished cells are on disk by then.
+    """Train all jobs, and report what happens. Ctrl-C ends the workers at once; finished cells are on disk by then.
 
-    StorageError if a cell could not be written: nor could the others.
+    A job whose process died is tried once more. StorageError if a cell could not be written: nor could the others.
     """
-    context = multiprocessing.get_context("spawn")
-    channel = context.Queue()
-    groups = [list(jobs)] if jobs else []
-    # Runs that take several GPUs share them out themselves.
-    shared_gpus = gpus(jobs[0].spec.trainer) if jobs and jobs[0].spec.trainer.devices == 1 else 0
-    by_key = {job.key: job for job in jobs}
-    again: set[str] = set()
-    while groups:
-        group = groups.pop(0)
-        pool = ProcessPoolExecutor(
-            min(workers, len(group)), mp_context=context, initializer=_start,
-            initargs=(channel, context.Value("i", 0), shared_gpus),
-        )  # fmt: skip
-        futures: dict[Future[dict[str, Any]], Job] = {pool.submit(_work, job): job for job in group}
-        try:
-            pending = set(futures)
-            while pending:
-                done, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
-                yield from _progress(channel, by_key)
-                for future in done:
-                    job = futures[future]
-                    try:
-                        yield Event(job, 1.0, record=future.result())
-                    except BrokenProcessPool:
-                        # The pool cannot say whose process died: each job gets a second chance, in a pool of its own.
-                        if job.key in again:
-                            yield Event(job, 1.0, record=failed(job, "its process died (out of memory?)"))
-                        else:
-                            again.add(job.key)
-                            groups.append([job])
-            pool.shutdown()
-        except BaseException:
-            for process in list(getattr(pool, "_processes", {}).values()):
-                process.kill()
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    if not jobs:
+        return
+    # Runs that take several GPUs divide them among themselves.
+    pinned_gpus = gpus(jobs[0].spec.trainer) if jobs[0].spec.trainer.devices == 1 else 0
+    count = min(workers, len(jobs))
+    settings = [ProcessSettings(environment=gpu_environment(number, pinned_gpus)) for number in range(count)]
+    by_key, channel = {job.key: job for job in jobs}, Channel()
+    waiting, retried = list(jobs), set[str]()
+    with worker_pool(settings, channel) as pool:
+        idle = list(range(count))
+        running: dict[Future[dict[str, Any]], tuple[Job, int]] = {}
+        while waiting or running:
+            while waiting and idle:
+                job, number = waiting.pop(0), idle.pop(0)
+                running[pool[number].submit(_work, job)] = (job, number)
+            done, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
+            yield from _progress(channel, by_key)
+            for future in done:
+                job, number = running.pop(future)
+                idle.append(number)
+                try:
+                    yield Event(job, 1.0, record=future.result())
+                except BrokenProcessPool:
+                    pool[number].kill()
+                    pool[number] = WorkerProcess(settings[number], channel)
+                    if job.key in retried:
+                        yield Event(job, 1.0, record=failed(job, "its process died (out of memory?)"))
+                    else:
+                        retried.add(job.key)
+                        waiting.append(job)
 
 
-def _progress(channel: Any, by_key: dict[str, Job]) -> Iterator[Event]:
-    while True:
-        try:
-            key, share, point = channel.get_nowait()
-        except (queue.Empty, EOFError, OSError):
-            return
+def _progress(channel: Channel, by_key: dict[str, Job]) -> Iterator[Event]:
+    for key, share, point in channel.messages():
         if key in by_key:
             yield Event(by_key[key], share, point)
-
-
-def _start(channel: Any, started: Any, shared_gpus: int) -> None:
-    global _queue  # noqa: PLW0603 - one channel per worker process
-    _queue = channel
-    if shared_gpus > 1:
-        with started.get_lock():
-            number, started.value = started.value, started.value + 1
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-        names = visible if len(visible) == shared_gpus else [str(i) for i in range(shared_gpus)]
-        os.environ["CUDA_VISIBLE_DEVICES"] = names[number % shared_gpus]
-    # Ctrl-C reaches the whole process group; the parent decides what happens.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    end_with_parent()
-    torch.set_num_threads(1)
-    # The parent has said it.
-    warnings.simplefilter("ignore", PluginWarning)
 
 
 class _Reporter(Observer):
@@ -145,13 +107,15 @@ class _Reporter(Observer):
         self.key = key
 
     def spent(self, share: float) -> None:
-        _queue.put((self.key, share, None))
+        send((self.key, share, None))
 
     def point(self, point: Mapping[str, float]) -> None:
-        _queue.put((self.key, None, dict(point)))
+        send((self.key, None, dict(point)))
 
 
 def _work(job: Job) -> dict[str, Any]:
+    # The parent has reported it.
+    warnings.simplefilter("ignore", PluginWarning)
     try:
         for plugin in job.spec.plugins:
             from routelab.core.plugins import load_plugin

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import socket
-import threading
-import time
 from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, wait
 from typing import Any
 
 import torch
 from torch import distributed
+
+from routelab.core.processes import Channel, ProcessSettings, send, worker_pool
 
 
 def environment(number: int, count: int, port: int) -> dict[str, str]:
@@ -39,59 +40,43 @@ def free_port() -> int:
 
 
 def launch(call: Callable[..., Any], arguments: tuple[Any, ...], count: int, heard: Callable[[Any], None]) -> Any:
-    """Run `call(tell, *arguments)` in `count` new processes that form a group; returns what process 0 returned.
+    """Run `call(tell, *arguments)` in `count` new processes that form a group.
 
-    What process 0 tells is handed to `heard`. If a process fails, the others are ended and its error is raised here.
+    Args:
+        call: a function that a new process can import. What process 0 passes to `tell` is handed to `heard`.
+        arguments: further arguments of `call`.
+        count: number of processes.
+        heard: called in this process with every message of process 0.
+
+    Returns:
+        The value that `call` returned in process 0. If a process fails, the others are killed and its error is raised.
     """
-    results = torch.multiprocessing.get_context("spawn").SimpleQueue()
+    channel, port = Channel(), free_port()
     threads = max(1, torch.get_num_threads() // count)
-    group = torch.multiprocessing.start_processes(
-        _member, (call, arguments, count, free_port(), threads, results), count, join=False, start_method="spawn"
-    )
-    assert group is not None
-    value = None
-    ended = False
-    try:
-        while not ended:
-            ended = group.join(timeout=0.2)
-            while not results.empty():
-                done, said = results.get()
-                if done:
-                    value = said
-                else:
-                    heard(said)
-    except BaseException:
-        for process in group.processes:
-            process.kill()
-        raise
-    return value
+    settings = [ProcessSettings(threads, environment=environment(number, count, port)) for number in range(count)]
+    with worker_pool(settings, channel) as workers:
+        futures = [worker.submit(_run_member, number, call, arguments) for number, worker in enumerate(workers)]
+        pending = set(futures)
+        while pending:
+            done, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
+            for message in channel.messages():
+                heard(message)
+            for future in done:
+                # Raises what went wrong in a process, while the others may wait for it.
+                future.result()
+        for message in channel.messages():
+            heard(message)
+    return futures[0].result()
 
 
-def _member(
-    number: int, call: Callable[..., Any], arguments: tuple[Any, ...], count: int, port: int, threads: int, results: Any
-) -> None:
-    end_with_parent()
-    os.environ.update(environment(number, count, port))
-    torch.set_num_threads(threads)
+def _run_member(number: int, call: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    """Run one process's part of a group's task."""
 
-    def tell(what: Any) -> None:
+    def tell(message: Any) -> None:
         if number == 0:
-            results.put((False, what))
+            send(message)
 
     value = call(tell, *arguments)
-    if number == 0:
-        results.put((True, value))
     if distributed.is_initialized():
         distributed.destroy_process_group()
-
-
-def end_with_parent() -> None:
-    """A parent that was killed cannot end its children: they look for themselves."""
-    parent = os.getppid()
-
-    def look() -> None:
-        while os.getppid() == parent:
-            time.sleep(1.0)
-        os._exit(1)
-
-    threading.Thread(target=look, daemon=True).start()
+    return value if number == 0 else None

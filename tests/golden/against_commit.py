@@ -18,13 +18,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from key_map import KEY_MAP, KeyMap
+
 FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parents[1]
-
-if str(FOLDER) not in sys.path:
-    sys.path.insert(0, str(FOLDER))
-
-from key_map import KEY_MAP, KeyMap
 
 ORIGIN = "f3c8993"
 

@@ -199,27 +199,25 @@ COMPARED: dict[str, Config] = {
         "seeds": 3,
         "optimizer.lr": 1e-2,
         "dense_ladder": [0.5, 2],
+        "budget_ladder": [0.5, 1],
         "verdict.pairs": [["switch", "top2"]],
     },
+    # A grid, a choice of the learning rate, the intervals of seeds=auto, and domains.
     "tuning": {
-        **FLAT,
-        **_SMALL,
-        **FREE,
-        "arms": ["dense", {"name": "switch", "capacity_factor": [1.0, 2.0], "label": "switch-cf{capacity_factor}"}],
-        "seeds": "auto",
-        "verdict.first": 2,
-        "verdict.most": 3,
-        "optimizer.lr": [3e-3, 1e-2],
-        "budget_ladder": [0.5, 1],
-    },
-    "domains": {
         **TEXT,
         **_SMALL,
         **FREE,
+        "experts.count": 4,
         "trainer.batch_size": 8,
-        "arms": ["dense", {"name": "specialists", "combine": ["oracle", "posterior"], "label": "specialists-{combine}"}],
-        "seeds": 2,
-        "optimizer.lr": 1e-2,
+        "arms": [
+            "dense",
+            {"name": "switch", "capacity_factor": [1.0, 2.0], "label": "switch-cf{capacity_factor}"},
+            {"name": "specialists", "combine": "posterior"},
+        ],
+        "seeds": "auto",
+        "verdict.first": 3,
+        "verdict.most": 3,
+        "optimizer.lr": [3e-3, 1e-2],
     },
 }
-"""Configurations of `compare`, by the name of the case."""
+"""Configurations of `compare`, by the name of the case. Each starts one worker process, whose imports are most of its cost."""

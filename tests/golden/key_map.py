@@ -173,14 +173,10 @@ class KeyMap:
                 yield key, self._translate_value("arm.name", value)
                 continue
             own = f"arm.{name}.{key}"
-            if own in self.config.exact:
-                new = self.config.exact[own]
-                value = self._translate_value(own, value)
-            else:
-                new = self.config.translate(key)
-                value = self._translate_value(key, value)
+            known = own if own in self.config.exact else key
+            new = self.config.translate(known)
             if new is not None:
-                yield new, value
+                yield new, self._translate_value(known, value)
 
     def _translate_value(self, key: str, value: Any) -> Any:
         values = self.config_values.get(key, {})

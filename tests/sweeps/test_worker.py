@@ -4,6 +4,8 @@ import json
 import math
 import os
 import time
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import optuna
@@ -24,7 +26,7 @@ from routelab.sweeps.study_plots import pictures
 from routelab.sweeps.sweep import Sweep
 from routelab.sweeps.trial import Outcome
 from routelab.sweeps.worker import claim, tell, work
-from routelab.sweeps.worker_pool import Crew
+from routelab.sweeps.worker_pool import WorkerPool
 from routelab.training.lightning_module import Observer
 from routelab.training.run import execute
 
@@ -337,20 +339,46 @@ def test_a_storage_that_is_away_for_a_moment_costs_no_trial(words, monkeypatch):
     assert states(studies) == {"COMPLETE": 1}
 
 
-def test_what_a_worker_said_before_it_ended_is_heard():
-    """It may say so between a look at the words and one at the processes."""
-    crew = Crew("mine", "nowhere", 1, 0)
+class EndedWorker:
+    """A worker whose only task has ended."""
 
-    class Ends:
-        exitcode = 0
+    exit_code = -9
 
-        def is_alive(self):
-            crew._words.put(("usage", "this is wrong"))
-            return False
+    def kill(self):
+        pass
 
-        def join(self):
-            pass
 
-    crew._processes = {0: Ends()}
+def ended(error=None):
+    future = Future()
+    future.set_exception(error) if error else future.set_result(None)
+    return EndedWorker(), future
+
+
+def test_an_error_of_a_worker_is_raised_where_the_sweep_was_started():
+    pool = WorkerPool("mine", "nowhere", 1, 0)
+    pool._running = {0: ended(UsageError("this is wrong"))}
     with pytest.raises(UsageError, match="this is wrong"):
-        crew.look(0)
+        pool.restart_dead(0)
+
+
+def test_workers_that_die_are_replaced_until_too_many_die_without_a_trial(monkeypatch):
+    pool, started = WorkerPool("mine", "nowhere", 1, 0), []
+
+    def start(number):
+        started.append(number)
+        pool._running[number] = ended(BrokenProcessPool())
+
+    monkeypatch.setattr(pool, "_start", start)
+    pool.start()
+    assert all(pool.restart_dead(0) for _ in range(5))
+    assert pool.restart_dead(1)  # A trial was completed, so counting starts anew.
+    assert all(pool.restart_dead(1) for _ in range(4))
+    with pytest.raises(UsageError, match=r"6 workers died in a row \(last exit code -9\)"):
+        pool.restart_dead(1)
+    assert len(started) == 11
+
+
+def test_a_pool_is_done_when_its_workers_have_returned():
+    pool = WorkerPool("mine", "nowhere", 2, 0)
+    pool._running = {0: ended(), 1: ended()}
+    assert not pool.restart_dead(3)
