@@ -23,9 +23,9 @@ from optuna.trial import TrialState
 
 from routelab.config.resolve import resolve
 from routelab.sweeps import worker
+from routelab.sweeps.liveness import Heart, worker_id
 from routelab.sweeps.mlflow_sync import Mirror
 from routelab.sweeps.runner import run_sweep
-from routelab.sweeps.storage import Heart, worker_id
 from routelab.sweeps.studies import Studies, find
 from routelab.sweeps.sweep import Sweep
 from routelab.sweeps.trial import Outcome

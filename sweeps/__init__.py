@@ -8,8 +8,8 @@ __getattr__, __dir__ = lazy(
     __name__,
     {
         "Sweep": "routelab.sweeps.sweep",
-        "expected_best": "routelab.sweeps.expected_best",
-        "front": "routelab.sweeps.pareto",
+        "expected_best": "routelab.sweeps.tuning_cost",
+        "front": "routelab.core.pareto",
         "open_sweep": "routelab.sweeps.sweep",
         "run_sweep": "routelab.sweeps.runner",
     },

@@ -10,8 +10,9 @@ from routelab.comparison.compare import Comparison, Watch, carry_out, plan
 from routelab.config.arm_grid import ArmChoice
 from routelab.config.resolve import Resolved
 from routelab.config.schema import Config
-from routelab.sweeps.search_space import apply
-from routelab.sweeps.studies import Studies, best_trials, settings_of
+from routelab.sweeps.arm_settings import apply
+from routelab.sweeps.studies import Studies
+from routelab.sweeps.study_status import best_trials, settings_of
 from routelab.sweeps.sweep import Sweep, SweepArm
 from routelab.sweeps.tuning_cost import tuning
 

@@ -22,10 +22,11 @@ from routelab.config.resolve import flatten
 from routelab.core.errors import UsageError
 from routelab.records.json_io import finite, plain, read_json
 from routelab.records.provenance import provenance
-from routelab.sweeps.search_space import in_words
-from routelab.sweeps.studies import ArmStudy, Studies, best_trials, plain_best, settings_of
+from routelab.sweeps.distributions import in_words
+from routelab.sweeps.studies import Studies
 from routelab.sweeps.study_export import as_csv, importance
 from routelab.sweeps.study_plots import pictures
+from routelab.sweeps.study_status import ArmStudy, best_trials, plain_best, settings_of
 from routelab.sweeps.sweep import Sweep, SweepArm
 from routelab.sweeps.trial import POINTS
 from routelab.sweeps.tuning_cost import tuning

@@ -13,7 +13,7 @@ from optuna import pruners, samplers
 from optuna.distributions import BaseDistribution
 
 from routelab.core.errors import UsageError, unknown
-from routelab.sweeps.search_space import points
+from routelab.sweeps.distributions import points
 
 
 class _Grid(samplers.GridSampler):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
@@ -13,7 +12,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 
 from routelab.backbones.base import BACKBONES
 from routelab.baselines.build import arm_class, router_of
-from routelab.baselines.moe_arm import ARM_OPTIONS, LAYER_OPTIONS
+from routelab.baselines.moe_arm import LAYER_OPTIONS
 from routelab.config.arm_grid import ArmChoice
 from routelab.config.run_options import Optimizer
 from routelab.config.schema import EXPERT_KEYS
@@ -21,96 +20,13 @@ from routelab.core.errors import PluginError, UsageError, unknown
 from routelab.core.options import option_names
 from routelab.experts.feed_forward import kind_named
 from routelab.routers.router_registry import ROUTERS
+from routelab.sweeps.arm_settings import Settings, apply, flatten_settings, in_full, takes
+from routelab.sweeps.distributions import contains, few_values, first_value, other_values, points
+from routelab.sweeps.search_overrides import Choices, Pinned, Range, Wish
 from routelab.training.optimizer import suggest as suggest_optimizer
 
-Settings = dict[str, Any]
-"""Dotted names, as in a configuration, to values."""
-
-
-@dataclass(frozen=True)
-class Range:
-    """Numbers from `low` to `high`, both included; whole numbers if both ends and the step are."""
-
-    low: float
-    high: float
-    log: bool = False
-    step: float | None = None
-
-    def distribution(self) -> BaseDistribution:
-        if all(isinstance(each, int) for each in (self.low, self.high, self.step or 1)):
-            return IntDistribution(int(self.low), int(self.high), self.log, int(self.step or 1))
-        return FloatDistribution(float(self.low), float(self.high), self.log, self.step)
-
-
-@dataclass(frozen=True)
-class Choices:
-    """One of these values."""
-
-    values: tuple[Any, ...]
-
-    def distribution(self) -> BaseDistribution:
-        return CategoricalDistribution(self.values)
-
-
-@dataclass(frozen=True)
-class Pinned:
-    """This value, in every trial."""
-
-    value: Any
-
-
-Wish = Range | Choices | Pinned
 Ask = Callable[[str, BaseDistribution], Any]
 """Answers a name and its distribution with a value."""
-
-_MANY = 100
-"""A distribution of more values than these is taken to go with everything."""
-
-
-def wishes(search: Mapping[str, Any]) -> dict[str, Wish]:
-    """The `search` section: dotted name -> a value (pinned), a list (one of these), or low, high, log and step (a range).
-
-    UsageError for a space without points.
-    """
-    found: dict[str, Wish] = {}
-
-    def walk(tree: Mapping[str, Any], prefix: str) -> None:
-        for name, value in tree.items():
-            key = f"{prefix}{name}"
-            if isinstance(value, Mapping) and not {"low", "high"} & set(value):
-                walk(value, f"{key}.")
-            else:
-                found[key] = _wish(f"search.{key}", value)
-
-    walk(search, "")
-    return found
-
-
-def _wish(key: str, value: Any) -> Wish:
-    if isinstance(value, list):
-        if not value:
-            raise UsageError(f"{key}=[] leaves no point to search; name at least one value")
-        if any(isinstance(each, (list, dict)) for each in value):
-            raise UsageError(f"{key}={value!r} must list numbers, words or truth values")
-        values = tuple(dict.fromkeys(value))
-        return Choices(values) if len(values) > 1 else Pinned(values[0])
-    if not isinstance(value, Mapping):
-        return Pinned(value)
-    if extra := set(value) - {"low", "high", "log", "step"}:
-        raise unknown(f"key of {key}", sorted(extra)[0], ["low", "high", "log", "step"])
-    low: Any = value.get("low")
-    high: Any = value.get("high")
-    log, step = value.get("log", False), value.get("step")
-    for name, number in (("low", low), ("high", high), ("step", 1 if step is None else step)):
-        if isinstance(number, bool) or not isinstance(number, (int, float)) or not math.isfinite(number):
-            raise UsageError(f"{key}.{name}={number!r} must be a number")
-    if low > high:
-        raise UsageError(f"{key} leaves no point to search: low={low} is above high={high}")
-    if not isinstance(log, bool) or (log and low <= 0):
-        raise UsageError(f"{key}.log={log!r} with low={low}: log must be true or false, and a log scale begins above 0")
-    if step is not None and (step <= 0 or log):
-        raise UsageError(f"{key}.step={step!r} must be above 0, and goes with no log scale")
-    return Pinned(low) if low == high else Range(low, high, log, step)
 
 
 class Asked:
@@ -185,7 +101,7 @@ class Space:
         if self._fits(settings, dimensions):
             return settings, answers
         for key in [name for name in reversed(answers) if name not in keep]:
-            for other in _others(dimensions[key], answers[key]):
+            for other in other_values(dimensions[key], answers[key]):
                 changed = self._drawn(partial(_exchanged, noted, key, other))
                 if self._fits(changed, dimensions):
                     return changed, answers | {key: other}
@@ -193,7 +109,7 @@ class Space:
 
     def _fits(self, settings: Settings, dimensions: Mapping[str, BaseDistribution]) -> bool:
         """Whether the arm can be built with these settings. What has no few values goes with everything, so little is built."""
-        loose = {key for key, distribution in dimensions.items() if not _few(distribution)}
+        loose = {key for key, distribution in dimensions.items() if not few_values(distribution)}
         key = repr([(name, value) for name, value in settings.items() if name not in loose])
         if key not in self._known:
             self._known[key] = self.refusal(apply(self.choice, settings)) is None
@@ -208,7 +124,7 @@ class Space:
             return self._fits(self._beside({key: value}), dimensions)
 
         for key, distribution in dimensions.items():
-            values = _few(distribution)
+            values = few_values(distribution)
             if isinstance(distribution, IntDistribution) and values:
                 # Of a range only the ends are asked for, and what is next to them where they are refused.
                 low = next((value for value in values if possible(key, value)), None)
@@ -232,7 +148,7 @@ class Space:
     def _at(self, point: Settings, key: str, distribution: BaseDistribution) -> Any:
         """The value of a point, or else of where the search begins: the configuration's, or the first of the range."""
         now = point[key] if key in point else self.current(key)
-        return now if contains(distribution, now) else _first(distribution)
+        return now if contains(distribution, now) else first_value(distribution)
 
     def _drawn(self, ask: Ask) -> Settings:
         """The settings that the answers make, whether they go together or not."""
@@ -255,7 +171,7 @@ class Space:
                 raise PluginError(f"arm {self.choice.label!r}: suggest failed: {type(error).__name__}: {error}") from error
             if not isinstance(given, Mapping):
                 raise PluginError(f"arm {self.choice.label!r}: suggest failed: it must return a dict, and returned {given!r}")
-            chosen |= {f"{prefix}{key}": value for key, value in _flat(given).items()}
+            chosen |= {f"{prefix}{key}": value for key, value in flatten_settings(given).items()}
         for key, wish in self.wanted.items():
             if key not in asked and takes(self.choice, key):
                 chosen[key] = wish.value if isinstance(wish, Pinned) else ask(key, wish.distribution())
@@ -317,7 +233,7 @@ class Space:
         published = ROUTERS.get(name).published if name is not None else ()
         own = {key: self.current(key) for key in dimensions}
         found: list[Settings] = []
-        for more in ({}, *({f"router.{key}": value for key, value in _flat(each).items()} for each in published)):
+        for more in ({}, *({f"router.{key}": value for key, value in flatten_settings(each).items()} for each in published)):
             point = {**own, **more}
             inside = {k: v for k, v in point.items() if k in dimensions and contains(dimensions[k], v)}
             _, agreed = self._agreed(partial(self._at, inside), set(more))
@@ -327,108 +243,9 @@ class Space:
         return found
 
 
-def contains(distribution: BaseDistribution, value: Any) -> bool:
-    """Whether a value is one of the distribution's."""
-    if isinstance(distribution, CategoricalDistribution):
-        return value in distribution.choices
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return False
-    return bool(distribution._contains(distribution.to_internal_repr(value)))
-
-
-def points(distribution: BaseDistribution) -> list[Any] | None:
-    """All values of a finite distribution; None where there is no end of them."""
-    if isinstance(distribution, CategoricalDistribution):
-        return list(distribution.choices)
-    if isinstance(distribution, IntDistribution):
-        return list(range(distribution.low, distribution.high + 1, distribution.step))
-    assert isinstance(distribution, FloatDistribution)
-    if distribution.step is None:
-        return None
-    count = round((distribution.high - distribution.low) / distribution.step) + 1
-    return [distribution.low + i * distribution.step for i in range(count)]
-
-
-def _few(distribution: BaseDistribution) -> list[Any]:
-    """All values of a distribution that has few of them; empty for one that has not."""
-    if isinstance(distribution, IntDistribution) and distribution.high - distribution.low > _MANY * distribution.step:
-        return []
-    found = points(distribution) or []
-    return found if len(found) <= _MANY else []
-
-
-def _others(distribution: BaseDistribution, value: Any) -> list[Any]:
-    """The other values of a distribution that has few, the nearest in their order first."""
-    values = _few(distribution)
-    if value not in values:
-        return []
-    at = values.index(value)
-    return [values[i] for i in sorted(range(len(values)), key=lambda i: abs(i - at)) if i != at]
-
-
 def _exchanged(ask: Ask, key: str, value: Any, name: str, distribution: BaseDistribution) -> Any:
     """The answers of `ask`, but for `key`, which has this value."""
     return value if name == key else ask(name, distribution)
-
-
-def in_words(distribution: BaseDistribution) -> str:
-    """What a reader is told of a distribution: `2, 4`, or `0.0001 to 0.03, log`."""
-    if isinstance(distribution, CategoricalDistribution):
-        return ", ".join(map(str, distribution.choices))
-    assert isinstance(distribution, (IntDistribution, FloatDistribution))
-    step = f", step {distribution.step:g}" if distribution.step not in (None, 1) else ""
-    return f"{distribution.low:g} to {distribution.high:g}{', log' if distribution.log else ''}{step}"
-
-
-def _first(distribution: BaseDistribution) -> Any:
-    if isinstance(distribution, CategoricalDistribution):
-        return distribution.choices[0]
-    return distribution.low
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> Settings:
-    flat: Settings = {}
-    for name, value in tree.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
-    return flat
-
-
-def in_full(choice: ArmChoice, key: str) -> str:
-    """A dotted name with its section: options of an arm itself may be named without, as in `arms`."""
-    return f"options.{key}" if key in arm_class(choice.spec.name).option_names() else key
-
-
-def takes(choice: ArmChoice, key: str) -> bool:
-    """Whether a dotted name in full means something to this arm."""
-    section, _, rest = key.partition(".")
-    kind, router = arm_class(choice.spec.name), router_of(choice.spec)
-    if section == "optimizer":
-        return not kind.fit_outside_loop and rest in {each.name for each in fields(Optimizer)}
-    if section == "backbone":
-        return not kind.fit_outside_loop and bool(rest)
-    if section == "experts":
-        return router is not None and rest in EXPERT_KEYS
-    if section == "router":
-        if router is None:
-            return False
-        own = option_names(ROUTERS.get(router))
-        return own is None or rest.partition(".")[0] in {*own, *LAYER_OPTIONS, *ARM_OPTIONS}
-    return section == "options" and rest in kind.option_names()
-
-
-def apply(choice: ArmChoice, settings: Mapping[str, Any]) -> ArmChoice:
-    """The arm with these settings."""
-    spec, optimizer = choice.spec, choice.optimizer
-    for key, value in settings.items():
-        section, _, rest = key.partition(".")
-        if section == "optimizer":
-            optimizer = replace(optimizer, **{rest: value})
-        elif section == "router" and rest.startswith("loss_weights."):
-            weights = {**(spec.router.get("loss_weights") or {}), rest.partition(".")[2]: value}
-            spec = spec.with_value("router.loss_weights", weights)
-        else:
-            spec = spec.with_value(key, value)
-    return replace(choice, spec=spec, optimizer=optimizer, rates=(optimizer.lr,))
 
 
 def space_of(

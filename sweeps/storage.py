@@ -9,8 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import socket
-import threading
 import time
 import warnings
 from abc import ABC, abstractmethod
@@ -25,54 +23,13 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.storages.journal._file import BaseJournalFileLock
 
 from routelab.core.errors import StorageError, UsageError
+from routelab.sweeps.liveness import BEAT_SECONDS, GRACE_SECONDS, gone, worker_id
 from routelab.tracking.uri import initialising, reason, shown, sqlite_path
-
-BEAT_SECONDS, GRACE_SECONDS = 10, 60
-"""How often a worker says that it lives, and after how much silence a worker of another machine counts as dead."""
 
 PATIENCE_SECONDS = 300.0
 """How long a database that was there may be away (a restart) before a sweep ends."""
 
 _ADVISORY = 0x726F7574  # of PostgreSQL's advisory locks, the one of sweeps ("rout")
-
-
-def worker_id() -> str:
-    """This process, as `machine/pid/start`: the start tells it from a later process with the same number."""
-    return f"{_machine()}/{os.getpid()}/{_started(os.getpid())}"
-
-
-def _machine() -> str:
-    with contextlib.suppress(OSError):
-        # Containers may share a host name and not their processes.
-        return f"{socket.gethostname()}-{os.stat('/proc/self/ns/pid').st_ino}"
-    return socket.gethostname()
-
-
-def _started(pid: int) -> str | None:
-    """When a process began, in the kernel's ticks; None if there is none (a zombie has ended), "?" where nobody can tell."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return None if fields[0] in "ZX" else fields[19]
-    except FileNotFoundError:
-        if Path("/proc/self").exists():
-            return None
-    except (OSError, IndexError):
-        pass
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return None
-    except PermissionError:
-        pass
-    return "?"
-
-
-def gone(worker: str) -> bool | None:
-    """Whether a worker of this machine has ended; None for one of another machine."""
-    machine, _, rest = worker.rpartition("/")[0].rpartition("/")
-    if machine != _machine():
-        return None
-    return _started(int(rest)) != worker.rpartition("/")[2]
 
 
 class Store(ABC):
@@ -274,24 +231,3 @@ def patiently(call: Callable[[], Value], seconds: float = PATIENCE_SECONDS) -> V
                     f"the storage went away: {reason(cause)}; `routelab sweep resume` goes on when it is back"
                 ) from None
             time.sleep(min(5.0, seconds / 10))
-
-
-class Heart:
-    """Beats for a worker in a thread of its own, and tells which trial it is on."""
-
-    def __init__(self, store: Store, worker: str) -> None:
-        self._store, self._worker = store, worker
-        self.trial_id: int | None = None
-        threading.Thread(target=self._run, daemon=True).start()
-
-    def on(self, trial_id: int | None) -> None:
-        """The worker has taken up a trial, or has none. Beats at once."""
-        self.trial_id = trial_id
-        self._store.beat(self._worker, trial_id)
-
-    def _run(self) -> None:
-        while True:
-            time.sleep(BEAT_SECONDS)
-            # A storage that is away for a while is no reason to die.
-            with contextlib.suppress(Exception):
-                self._store.beat(self._worker, self.trial_id)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +9,10 @@ import optuna
 import yaml
 from optuna.trial import TrialState
 
+from routelab.records.csv_io import csv_text
 from routelab.records.json_io import write_text
-from routelab.sweeps.studies import Studies, best_trials, settings_of
+from routelab.sweeps.studies import Studies
+from routelab.sweeps.study_status import best_trials, settings_of
 
 
 def rows(studies: Studies) -> list[dict[str, Any]]:
@@ -44,11 +44,8 @@ def as_csv(studies: Studies) -> str:
     """The rows as a table with a header."""
     table = rows(studies)
     columns = list(dict.fromkeys(key for row in table for key in row if key != "error"))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [*columns, "error"], lineterminator="\n", restval="")
-    writer.writeheader()
-    writer.writerows(table)
-    return text.getvalue()
+    columns.append("error")
+    return csv_text([columns, *([row.get(column) for column in columns] for row in table)])
 
 
 def best_yaml(studies: Studies) -> str:

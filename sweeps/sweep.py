@@ -24,10 +24,14 @@ from routelab.core.errors import UsageError, unknown
 from routelab.data.base import DataSet, load
 from routelab.records.lineage import Origins
 from routelab.records.run_cache import code_digest
+from routelab.sweeps.arm_settings import Settings, apply
+from routelab.sweeps.distributions import points
 from routelab.sweeps.samplers import PrunerChoice, SamplerChoice
-from routelab.sweeps.search_space import Settings, Space, apply, check_keys, check_values, points, space_of, wishes
+from routelab.sweeps.search_overrides import wishes
+from routelab.sweeps.search_space import Space, check_keys, check_values, space_of
 from routelab.sweeps.storage import Store, open_store
-from routelab.sweeps.studies import ArmStudy, Studies, changed, leave_word
+from routelab.sweeps.studies import Studies, changed, leave_word
+from routelab.sweeps.study_status import ArmStudy
 from routelab.tracking.artifacts import store_at
 from routelab.tracking.uri import absolute, shown
 

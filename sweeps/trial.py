@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import optuna
 import torch
@@ -20,16 +20,17 @@ from optuna.trial import FrozenTrial, TrialState
 from routelab.baselines.build import blame
 from routelab.config.run_spec import RunSpec
 from routelab.core.errors import StorageError, UsageError
+from routelab.core.pareto import falls_behind
 from routelab.records.json_io import finite, read_json, write_json
 from routelab.records.run_cache import cell_folder, cell_key
-from routelab.sweeps.pareto import falls_behind
+from routelab.sweeps.arm_settings import Settings
 from routelab.sweeps.samplers import rung
-from routelab.sweeps.search_space import Settings
 from routelab.sweeps.storage import patiently
-from routelab.sweeps.studies import ArmStudy
+from routelab.sweeps.study_status import ArmStudy
 from routelab.sweeps.sweep import Sweep, SweepArm
 from routelab.training.checkpoint import discard
-from routelab.training.lightning_module import Observer, StoppedError
+from routelab.training.lightning_module import StoppedError
+from routelab.training.observer import CallbackObserver
 from routelab.training.run import execute
 
 POINTS = "points.jsonl"
@@ -120,9 +121,16 @@ def trained(spec: RunSpec, key: str, folder: Path, sweep: Sweep, pruning: _Pruni
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with open(folder / POINTS, "w", encoding="utf-8") as file:
-            record = execute(
-                spec, folder=folder, key=key, observer=_Observer(file, pruning), data=sweep.data, test=False
-            ).record
+
+            def leave_and_prune(point: Mapping[str, float]) -> None:
+                with contextlib.suppress(OSError):
+                    file.write(json.dumps(dict(point)) + "\n")
+                    file.flush()
+                if pruning is not None:
+                    pruning.look(point)
+
+            observer = CallbackObserver(point=leave_and_prune)
+            record = execute(spec, folder=folder, key=key, observer=observer, data=sweep.data, test=False).record
     except StoppedError as error:
         # A run in processes of its own ends with the observer's error, and leaves no record.
         assert pruning is not None
@@ -147,20 +155,6 @@ def _opening(spec: RunSpec) -> dict[str, Any]:
         "test": {},
         "curve": [],
     }
-
-
-class _Observer(Observer):
-    """Leaves the curve where others can read it, and asks the pruner."""
-
-    def __init__(self, file: IO[str], pruning: _Pruning | None) -> None:
-        self._file, self._pruning = file, pruning
-
-    def point(self, point: Mapping[str, float]) -> None:
-        with contextlib.suppress(OSError):
-            self._file.write(json.dumps(dict(point)) + "\n")
-            self._file.flush()
-        if self._pruning is not None:
-            self._pruning.look(point)
 
 
 class _Pruning:

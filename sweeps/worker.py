@@ -11,9 +11,11 @@ import optuna
 from optuna.trial import TrialState
 
 from routelab.core.errors import UsageError
-from routelab.sweeps.search_space import Settings
-from routelab.sweeps.storage import Heart, patiently, worker_id
-from routelab.sweeps.studies import CLAIM, ArmStudy, Studies, room, share, worker_of
+from routelab.sweeps.arm_settings import Settings
+from routelab.sweeps.liveness import Heart, worker_id
+from routelab.sweeps.storage import patiently
+from routelab.sweeps.studies import Studies
+from routelab.sweeps.study_status import CLAIM, ArmStudy, room, share, worker_of
 from routelab.sweeps.sweep import Sweep, SweepArm
 from routelab.sweeps.trial import Outcome, asking, run_trial
 

@@ -112,7 +112,7 @@ def best_command(study: Study, more: More = None, storage: Storage = None, as_js
     Example: routelab sweep best first
     """
     from routelab.cli.output import print_json
-    from routelab.sweeps.studies import plain_best
+    from routelab.sweeps.study_status import plain_best
 
     studies = _find(study, more, storage)
     best = plain_best(studies)

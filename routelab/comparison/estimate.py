@@ -6,14 +6,16 @@ import time
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
+from routelab.baselines.base import Arm
 from routelab.baselines.build import make_arm
 from routelab.comparison.compare import Plan
 from routelab.comparison.execute import default_workers, gpus
 from routelab.comparison.grid import Row, training_flops
-from routelab.comparison.pilot import first_batch
 from routelab.comparison.statistics.power import detectable_effect
 from routelab.core.errors import PluginError, UsageError
+from routelab.data.task import Batch
 from routelab.records.run_cache import finished
 
 _PILOT_STEPS = 2
@@ -81,3 +83,17 @@ def _seconds_per_flop(row: Row, ready: Plan) -> float | None:
         torch.random.set_rng_state(state)
     # Both count every round of an arm whose members train one after another.
     return min(times[1:]) * arm.rounds / (per_example * size)
+
+
+def first_batch(arm: Arm, train: Batch, size: int) -> tuple[Batch, Tensor]:
+    """Prepare the arm for its first stage; a batch as `Arm.loss` takes it, of the first `size` examples, and their positions.
+
+    Where members see batches of their own, all of them are given this one.
+    """
+    arm.prepare(train)
+    arm.begin(0)
+    arm.train()
+    index = torch.arange(size)
+    if arm.streams:
+        index = index.expand(len(arm.streams), size)
+    return train.select(index), index

@@ -22,7 +22,7 @@ from routelab.core.errors import PluginWarning, StorageError, UsageError
 from routelab.core.processes import Channel, ProcessSettings, WorkerProcess, available_cores, gpu_environment, send, worker_pool
 from routelab.records.json_io import is_full, write_json
 from routelab.training.checkpoint import discard
-from routelab.training.lightning_module import Observer
+from routelab.training.observer import CallbackObserver
 from routelab.training.run import execute
 
 
@@ -100,19 +100,6 @@ def _progress(channel: Channel, by_key: dict[str, Job]) -> Iterator[Event]:
             yield Event(by_key[key], share, point)
 
 
-class _Reporter(Observer):
-    """Tells the parent, which alone writes to the tracking store."""
-
-    def __init__(self, key: str) -> None:
-        self.key = key
-
-    def spent(self, share: float) -> None:
-        send((self.key, share, None))
-
-    def point(self, point: Mapping[str, float]) -> None:
-        send((self.key, None, dict(point)))
-
-
 def _work(job: Job) -> dict[str, Any]:
     # The parent has reported it.
     warnings.simplefilter("ignore", PluginWarning)
@@ -121,7 +108,11 @@ def _work(job: Job) -> dict[str, Any]:
             from routelab.core.plugins import load_plugin
 
             load_plugin(plugin)
-        run = execute(job.spec, folder=job.folder, key=job.key, observer=_Reporter(job.key), common=job.common)
+        # The parent alone writes to the tracking store.
+        observer = CallbackObserver(
+            lambda share: send((job.key, share, None)), lambda point: send((job.key, None, dict(point)))
+        )
+        run = execute(job.spec, folder=job.folder, key=job.key, observer=observer, common=job.common)
         record = run.record
     except UsageError as error:
         record = failed(job, str(error))

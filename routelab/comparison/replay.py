@@ -11,7 +11,7 @@ from routelab.core.errors import UsageError
 from routelab.core.plugins import load_plugin
 from routelab.data.base import load
 from routelab.records.run_lookup import spec_of
-from routelab.training.lightning_module import Observer
+from routelab.training.observer import CallbackObserver
 from routelab.training.run import execute
 
 _PLACES = ("platform", "python", "versions", "git_revision", "git_diff", "data_digest")
@@ -44,19 +44,11 @@ def replay(before: Mapping[str, Any], watch: Callable[[float], None] = lambda sh
     for plugin in spec.plugins:
         load_plugin(plugin)
     data = load(**spec.data)
-    after = execute(spec, observer=_Watching(watch), data=data).record
+    after = execute(spec, observer=CallbackObserver(watch), data=data).record
     if after["status"] != "ok":
         return Replay(after, 0, ("status", "ok", after["error"]), changes(before, after))
     differences = (each for each in _numbers(before, after) if each[1] != each[2])
     return Replay(after, len(before["curve"]), next(differences, None), changes(before, after))
-
-
-class _Watching(Observer):
-    def __init__(self, watch: Callable[[float], None]) -> None:
-        self.watch = watch
-
-    def spent(self, share: float) -> None:
-        self.watch(share)
 
 
 def _numbers(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:

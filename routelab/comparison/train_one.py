@@ -23,7 +23,7 @@ from routelab.records.run_cache import cell_key
 from routelab.tracking.artifacts import store_at
 from routelab.tracking.mlflow_tracker import Tracker
 from routelab.training.checkpoint import discard
-from routelab.training.lightning_module import Observer
+from routelab.training.observer import CallbackObserver
 from routelab.training.run import Run, execute
 
 
@@ -59,7 +59,8 @@ def train(
     spec = origins.spec(matched.choice, settings.seed)
     job = Job(cell_key(spec, data.digest), spec, folder)
     name = f"{matched.choice.label}-s{settings.seed}"
-    observer = _Live(tracker, tracker.start_run(opening(job), None, name), watch)
+    run_id = tracker.start_run(opening(job), None, name)
+    observer = CallbackObserver(watch, lambda point: tracker.log_points(run_id, [point]))
     try:
         run = execute(spec, folder=folder, key=job.key, observer=observer, data=data)
     except BaseException:
@@ -69,23 +70,10 @@ def train(
     if tells:
         write_json(folder / "record.json", run.record)
         discard(folder)
-    tracker.end_run(observer.run_id, run.record, name)
+    tracker.end_run(run_id, run.record, name)
     run.record["problems"] = [*run.record["problems"], *tracker.problems]
     run.record["folder"] = str(folder)
     return run
-
-
-class _Live(Observer):
-    """Writes the curve to the tracking store while the run goes on."""
-
-    def __init__(self, tracker: Tracker, run_id: str, watch: Callable[[float], None]) -> None:
-        self.tracker, self.run_id, self.watch = tracker, run_id, watch
-
-    def spent(self, share: float) -> None:
-        self.watch(share)
-
-    def point(self, point: Mapping[str, float]) -> None:
-        self.tracker.log_points(self.run_id, [point])
 
 
 def with_reference(settings: Config, choices: Sequence[ArmChoice]) -> list[ArmChoice]:

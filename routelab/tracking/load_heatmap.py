@@ -5,13 +5,13 @@ Axes: N checks, L mixture layers, E experts.
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from routelab.records.csv_io import csv_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,14 +24,13 @@ def load_table(record: Mapping[str, Any]) -> str | None:
     layer's load), load (the share times E: 1 is balance). None where nothing was routed."""
     if not record.get("load"):
         return None
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(("step", "flops", "layer", "expert", "share", "load"))
-    for point, layers in zip(record["curve"], record["load"], strict=True):
-        for layer, loads in enumerate(layers):
-            for expert, load in enumerate(loads):
-                rows.writerow((int(point["step"]), point["flops"], layer, expert, round(load / len(loads), 6), load))
-    return text.getvalue()
+    rows = [
+        (int(point["step"]), point["flops"], layer, expert, round(load / len(loads), 6), load)
+        for point, layers in zip(record["curve"], record["load"], strict=True)
+        for layer, loads in enumerate(layers)
+        for expert, load in enumerate(loads)
+    ]
+    return csv_text([("step", "flops", "layer", "expert", "share", "load"), *rows])
 
 
 def load_figure(record: Mapping[str, Any]) -> Figure | None:

@@ -28,6 +28,7 @@ from routelab.data.task import Batch
 from routelab.training.checkpoint import Checkpoint
 from routelab.training.engines.data_parallel import Books, average_gradients, rank, shared
 from routelab.training.ledger import Ledger
+from routelab.training.observer import Observer
 from routelab.training.optimizer import clip, new_optimizer
 from routelab.training.routing_metrics import Tally
 
@@ -41,16 +42,6 @@ _LATE = 0.02
 
 class StoppedError(Exception):
     """Raised by an observer to end a run before its budget; the record keeps what was spent, with status "stopped"."""
-
-
-class Observer:
-    """Is told what happens to a run. This one ignores it."""
-
-    def spent(self, share: float) -> None:
-        """`share` of the budget is spent, 0 to 1."""
-
-    def point(self, point: Mapping[str, float]) -> None:
-        """A point of the curve is there. A resumed run tells all its earlier points again, first."""
 
 
 _COUNTERS = (

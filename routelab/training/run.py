@@ -8,7 +8,7 @@ import os
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,9 @@ from routelab.experts.kernels.glibc_allocator import keep_freed_memory
 from routelab.records.provenance import provenance
 from routelab.training.checkpoint import Checkpoint
 from routelab.training.engines.data_parallel import Replicas
-from routelab.training.lightning_module import Endless, NotFiniteError, Observer, Slices, StoppedError, TrainingModule
+from routelab.training.lightning_module import Endless, NotFiniteError, Slices, StoppedError, TrainingModule
 from routelab.training.memory import Footprint, held
+from routelab.training.observer import CallbackObserver, Observer
 
 
 @dataclass(frozen=True)
@@ -159,19 +160,6 @@ def _what_it_is(arm: Arm) -> dict[str, Any]:
     }
 
 
-class _Teller(Observer):
-    """Tells the process that started the group."""
-
-    def __init__(self, tell: Callable[[Any], None]) -> None:
-        self.tell = tell
-
-    def spent(self, share: float) -> None:
-        self.tell(share)
-
-    def point(self, point: Mapping[str, float]) -> None:
-        self.tell(dict(point))
-
-
 def _together(spec: RunSpec, folder: Path | None, key: str | None, observer: Observer, test: bool) -> Run:
     def heard(what: float | dict[str, float]) -> None:
         if isinstance(what, dict):
@@ -185,7 +173,9 @@ def _together(spec: RunSpec, folder: Path | None, key: str | None, observer: Obs
 def _member(tell: Callable[[Any], None], spec: RunSpec, folder: Path | None, key: str | None, test: bool) -> dict[str, Any]:
     for plugin in spec.plugins:
         load_plugin(plugin)
-    return execute(spec, folder=folder, key=key, observer=_Teller(tell), test=test).record
+    return execute(
+        spec, folder=folder, key=key, observer=CallbackObserver(tell, lambda point: tell(dict(point))), test=test
+    ).record
 
 
 def load_data(spec: RunSpec) -> DataSet:

@@ -9,7 +9,7 @@ from optuna.trial import TrialState
 from routelab.config.resolve import resolve
 from routelab.core.registry import only_for_now
 from routelab.routers.router_registry import ROUTERS
-from routelab.sweeps.storage import Heart, worker_id
+from routelab.sweeps.liveness import Heart, worker_id
 from routelab.sweeps.studies import Studies
 from routelab.sweeps.sweep import Sweep
 from routelab.sweeps.trial import Outcome

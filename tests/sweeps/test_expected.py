@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from routelab.sweeps.expected_best import expected_best
+from routelab.sweeps.tuning_cost import expected_best
 
 
 def test_the_first_is_the_mean_and_two_draws_are_counted_by_hand():

@@ -15,8 +15,8 @@ from routelab.config.arm_grid import arm_choices
 from routelab.config.resolve import Resolved, resolve
 from routelab.report.plots.arm_plots import tuning_budget
 from routelab.sweeps.final_comparison import final_config
-from routelab.sweeps.studies import best_trials, settings_of
 from routelab.sweeps.study_export import export, importance
+from routelab.sweeps.study_status import best_trials, settings_of
 from routelab.sweeps.sweep import Sweep
 from routelab.sweeps.tuning_cost import tuning
 from routelab.sweeps.worker import work

@@ -1,6 +1,6 @@
 """Fronts by hand, and the rule that prunes against them."""
 
-from routelab.sweeps.pareto import dominates, falls_behind, front, ranks
+from routelab.core.pareto import dominates, falls_behind, front, ranks
 
 
 def test_a_point_dominates_one_that_is_no_better_anywhere_and_worse_somewhere():

@@ -16,7 +16,8 @@ from optuna.trial import TrialState
 from routelab.config.resolve import resolve
 from routelab.core.errors import UsageError
 from routelab.sweeps.storage import open_store
-from routelab.sweeps.studies import Studies, worker_of
+from routelab.sweeps.studies import Studies
+from routelab.sweeps.study_status import worker_of
 from routelab.sweeps.sweep import Sweep
 from routelab.sweeps.worker import work
 

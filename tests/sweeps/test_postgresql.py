@@ -13,7 +13,8 @@ import sqlalchemy
 from optuna.trial import TrialState
 
 from routelab.config.resolve import resolve
-from routelab.sweeps.storage import Database, Heart, open_store, patiently, worker_id
+from routelab.sweeps.liveness import Heart, worker_id
+from routelab.sweeps.storage import Database, open_store, patiently
 from routelab.sweeps.studies import Studies
 from routelab.sweeps.sweep import Sweep
 from routelab.sweeps.trial import Outcome

@@ -13,7 +13,10 @@ from routelab.core.registry import only_for_now
 from routelab.data.base import load
 from routelab.routers.base import Router, RouterInput, Routing
 from routelab.routers.router_registry import ROUTERS, register_router
-from routelab.sweeps.search_space import apply, check_keys, points, space_of, wishes
+from routelab.sweeps.arm_settings import apply
+from routelab.sweeps.distributions import points
+from routelab.sweeps.search_overrides import wishes
+from routelab.sweeps.search_space import check_keys, space_of
 
 SMALL = ["backbone.d_model=16", "backbone.depth=1", "backbone.heads=2", "experts.count=4"]
 

@@ -8,7 +8,8 @@ import pytest
 from optuna.exceptions import StorageInternalError
 
 from routelab.core.errors import StorageError
-from routelab.sweeps.storage import _started, gone, patiently, worker_id
+from routelab.sweeps.liveness import _started, gone, worker_id
+from routelab.sweeps.storage import patiently
 
 
 def test_a_database_that_comes_back_is_waited_for():

@@ -19,15 +19,17 @@ from routelab.records.run_cache import cell_folder, cell_key
 from routelab.routers.router_registry import register_router
 from routelab.routers.switch import Switch
 from routelab.sweeps import worker as module
-from routelab.sweeps.search_space import Settings
-from routelab.sweeps.storage import Heart, Journal, worker_id
-from routelab.sweeps.studies import Studies, worker_of
+from routelab.sweeps.arm_settings import Settings
+from routelab.sweeps.liveness import Heart, worker_id
+from routelab.sweeps.storage import Journal
+from routelab.sweeps.studies import Studies
 from routelab.sweeps.study_plots import pictures
+from routelab.sweeps.study_status import worker_of
 from routelab.sweeps.sweep import Sweep
 from routelab.sweeps.trial import Outcome
 from routelab.sweeps.worker import claim, tell, work
 from routelab.sweeps.worker_pool import WorkerPool
-from routelab.training.lightning_module import Observer
+from routelab.training.observer import Observer
 from routelab.training.run import execute
 
 STORAGES = ["results/mine/study.journal", "sqlite:///results/mine/study.db"]

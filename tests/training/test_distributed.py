@@ -13,7 +13,7 @@ from routelab.config.run_spec import RunSpec
 from routelab.core.errors import UsageError
 from routelab.core.process_group import launch
 from routelab.routers.losses import balance_loss, importance_loss, load_loss, sequence_balance_loss, z_loss
-from routelab.training.lightning_module import Observer
+from routelab.training.observer import Observer
 from routelab.training.run import execute
 
 SMALL = {"name": "vit", "d_model": 16, "depth": 1, "heads": 2, "hidden": 32}

@@ -20,7 +20,7 @@ from routelab.core.flops import Flops
 from routelab.core.registry import only_for_now
 from routelab.data.base import load
 from routelab.training.checkpoint import FILE, Checkpoint
-from routelab.training.lightning_module import Observer
+from routelab.training.observer import Observer
 from routelab.training.run import execute
 
 SMALL = {"name": "vit", "d_model": 16, "depth": 1, "heads": 2, "hidden": 32}

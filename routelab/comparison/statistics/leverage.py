@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from routelab.core.intervals import Interval
+from routelab.core.pareto import front
 
 Floats = NDArray[np.float64]
 Point = tuple[float, float]
@@ -49,19 +50,16 @@ class Leverage:
 
 def best_so_far(points: Sequence[Point]) -> list[Point]:
     """The lower envelope: by rising cost, every point that is better than all cheaper ones (L*(C), the Pareto front)."""
-    front: list[Point] = []
-    for cost, loss in sorted(points):
-        if math.isfinite(cost) and math.isfinite(loss) and (not front or loss < front[-1][1]):
-            front.append((cost, loss))
-    return front
+    finite = sorted({(cost, loss) for cost, loss in points if math.isfinite(cost) and math.isfinite(loss)})
+    return [finite[index] for index in front(finite)]
 
 
 def cost_to(target: float, points: Sequence[Point]) -> Reach:
     """The cost at which the envelope of `points` reaches a loss, interpolated linearly in (log cost, loss)."""
-    front = best_so_far(points)
-    if not front:
+    envelope = best_so_far(points)
+    if not envelope:
         raise ValueError("there are no finite points to reach a loss with")
-    costs, losses = np.array(front).T
+    costs, losses = np.array(envelope).T
     if target > losses[0]:
         return Reach(float(costs[0]), "<")
     if target < losses[-1]:
@@ -135,9 +133,9 @@ def effective_size(loss: float, ladder: Sequence[Point]) -> Reach:
 
 def hypervolume(points: Sequence[Point], reference: Point) -> float:
     """Area that points (FLOPs, loss) dominate below and left of `reference`, in units of log10 FLOPs times loss."""
-    front = [point for point in best_so_far(points) if point[0] < reference[0] and point[1] < reference[1]]
-    ends = [cost for cost, _ in (*front[1:], reference)] if front else []
-    return sum(math.log10(end / cost) * (reference[1] - loss) for (cost, loss), end in zip(front, ends, strict=True))
+    inside = [point for point in best_so_far(points) if point[0] < reference[0] and point[1] < reference[1]]
+    ends = [cost for cost, _ in (*inside[1:], reference)] if inside else []
+    return sum(math.log10(end / cost) * (reference[1] - loss) for (cost, loss), end in zip(inside, ends, strict=True))
 
 
 def _means(cost: Floats, loss: Floats, kept: NDArray[np.bool_]) -> list[Point]:

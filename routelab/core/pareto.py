@@ -1,4 +1,4 @@
-"""Fronts of several objectives, and pruning against them. Pure functions; every objective is minimised.
+"""Pareto fronts of several objectives, and pruning against them. Pure functions; every objective is minimised.
 
 Axes: N points, K objectives.
 """
@@ -31,7 +31,7 @@ def ranks(points: Sequence[Point]) -> list[int]:
 
 def front(points: Sequence[Point]) -> list[int]:
     """Indices of the points that none dominates, in their order."""
-    return [i for i, rank in enumerate(ranks(points)) if rank == 0]
+    return [i for i, point in enumerate(points) if not any(dominates(other, point) for other in points)]
 
 
 def falls_behind(point: Point, peers: Sequence[Point], keep: float, least: int) -> bool:
