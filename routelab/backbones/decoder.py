@@ -20,10 +20,8 @@ from routelab.core.flops import Cost, matmul
 from routelab.data.task import InputSpec
 from routelab.experts.feed_forward import check_sizes
 from routelab.experts.moe_layer import MixtureLayer
-from routelab.routers.base import RouterInput, Routing, truncated_normal_
-from routelab.routers.plans import Slots, share_TE
-
-_PROBED = 32
+from routelab.routers.base import Routing, truncated_normal_
+from routelab.routers.probes.dependence import routes_tokens_alone
 
 
 class Decoder(Backbone):
@@ -109,7 +107,7 @@ class Decoder(Backbone):
         positions (hash by bigram, expert choice), nor under a capacity in evaluation, nor where tokens skip blocks."""
         layers = [block.feed_forward for block in self.blocks.each() if isinstance(block.feed_forward, MixtureLayer)]
         return all(
-            not isinstance(layer, BlockMixture) and layer.eval_capacity_factor is None and _local(layer, self.vocab_size)
+            not isinstance(layer, BlockMixture) and layer.eval_capacity_factor is None and _routes_alone(layer, self.vocab_size)
             for layer in layers
         )
 
@@ -175,23 +173,5 @@ def draw(logits: Tensor, temperature: float, top_k: int | None, generator: torch
     return torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)
 
 
-def _local(layer: MixtureLayer, vocab_size: int) -> bool:
-    """Whether the router does with a token what it would do with that token alone. Asked of it on random tokens, so that
-    it holds for any router: once as one sequence, once as as many sequences of one token."""
-    router, random = layer.router, torch.Generator().manual_seed(0)
-    device = next(layer.experts.parameters()).device
-    x = torch.randn(1, _PROBED, router.d_model, generator=random).to(device)
-    ids = torch.randint(0, vocab_size, (1, _PROBED), generator=random).to(device)
-    was = router.training
-    router.eval()
-    try:
-        with torch.random.fork_rng(devices=[]):
-            together = router(RouterInput(x, ids)).plan
-            alone = router(RouterInput(x.transpose(0, 1), ids.transpose(0, 1))).plan
-    finally:
-        router.train(was)
-    if isinstance(together, Slots):
-        return False  # What a slot reads is a mixture of all tokens, although each token combines slots by itself.
-    weights = [plan.weight.flatten() for plan in (together, alone)]
-    shares = share_TE(together, 1, _PROBED), share_TE(alone, _PROBED, 1)
-    return weights[0].shape == weights[1].shape and all(torch.allclose(a, b, atol=1e-5) for a, b in (shares, weights))
+def _routes_alone(layer: MixtureLayer, vocab_size: int) -> bool:
+    return routes_tokens_alone(layer.router, vocab_size, next(layer.experts.parameters()).device)

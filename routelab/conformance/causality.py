@@ -6,17 +6,19 @@ Axes: G groups, S positions, D features.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from routelab.conformance.plan_rules import MODES
-from routelab.conformance.router_under_test import Subject, seeded, tokens
+from routelab.conformance.router_under_test import Subject
 from routelab.conformance.rules import DoesNotApplyError, require, require_close, rule
 from routelab.conformance.training_rules import quiet
 from routelab.experts.moe_layer import MixtureLayer
 from routelab.routers.base import RouterInput
 from routelab.routers.plans import Ragged, TopK
+from routelab.routers.probes.dependence import reacts
+from routelab.routers.probes.random_tokens import tokens
 
 SEEDS = 8
 _ROUNDING = 1e-5
@@ -100,19 +102,6 @@ def permutation_of_groups(subject: Subject) -> None:
         raise DoesNotApplyError("its batch is coupled")
 
 
-def reacts(layer: MixtureLayer, seed: int, part: str) -> float:
-    """How much outputs of the last of three groups change with its own later half (part "later", seen in the first half), or
-    with the groups before it ("others"). The same random numbers are drawn in both calls."""
-    (x, ids), (other, other_ids) = tokens(3, 12, seed), tokens(3, 12, seed + 1000)
-    before = seeded(layer, x, ids, seed=seed)[0]
-    where = (slice(2, 3), slice(6, None)) if part == "later" else (slice(0, 2), slice(None))
-    x, ids = x.clone(), ids.clone()
-    x[where], ids[where] = other[where], other_ids[where]
-    after = seeded(layer, x, ids, seed=seed)[0]
-    seen = slice(0, 6) if part == "later" else slice(None)
-    return float((after[2, seen] - before[2, seen]).detach().abs().max())
-
-
 @rule(
     "`causal` is true: in some trial of a router that is not causal later tokens change an output, and in none of one that is; nor, "
     "in evaluation, of one that has a `causal_predictor`."
@@ -142,7 +131,9 @@ def _settings(subject: Subject) -> Iterator[tuple[str, list[MixtureLayer]]]:
             yield f"with capacity per {group}", [subject.layer(seed, **options) for seed in range(SEEDS)]
 
 
-def _compare(what: str, cause: str, declared: bool, layers: list[MixtureLayer], part: str, must_be_seen: bool) -> None:
+def _compare(
+    what: str, cause: str, declared: bool, layers: list[MixtureLayer], part: Literal["later", "others"], must_be_seen: bool
+) -> None:
     changes = [reacts(layer, seed, part) for seed, layer in enumerate(layers)]
     seen = sum(change > _ROUNDING for change in changes)
     if not declared:

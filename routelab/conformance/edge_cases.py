@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from routelab.conformance.router_under_test import WIDTH, Subject, seeded, tokens
+from routelab.conformance.router_under_test import Subject
 from routelab.conformance.rules import BrokenError, require, rule
 from routelab.routers.plans import check_plan, check_values
+from routelab.routers.probes.random_tokens import WIDTH, seeded, tokens
 
 _EXAMPLES = 15
 # What one example is made of: groups, positions, width, experts beyond the fewest, training, masked, capacity, its group, seed.

@@ -8,12 +8,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from routelab.conformance.router_under_test import Subject, seeded, tokens
+from routelab.conformance.router_under_test import Subject
 from routelab.conformance.rules import DoesNotApplyError, require, rule
 from routelab.experts.moe_layer import MixtureLayer
 from routelab.routers.base import RouterInput, Routing
 from routelab.routers.capacity import capacity, ragged_capacity, unequal_capacity
 from routelab.routers.plans import Blend, PerExpert, Plan, Ragged, Slots, TopK, check_plan, check_values, token_expert
+from routelab.routers.probes.random_tokens import seeded, tokens
 
 MODES = ((True, "in training"), (False, "in evaluation"))
 

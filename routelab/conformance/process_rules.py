@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
-from routelab.conformance.router_under_test import Subject, tokens
+from routelab.conformance.router_under_test import Subject
 from routelab.conformance.rules import Check, DoesNotApplyError, Rule, require, require_close
 from routelab.conformance.training_rules import gradients_of, quiet
 from routelab.core.collectives import processes
 from routelab.core.plugins import load_plugin
 from routelab.core.process_group import launch
 from routelab.routers.base import Router
+from routelab.routers.probes.random_tokens import tokens
 from routelab.training.engines.data_parallel import average_gradients
 
 Case = tuple[str | type[Router], Mapping[str, Any]]

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from functools import partial
 from itertools import cycle, islice
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from routelab.core.errors import UsageError
 from routelab.core.initialisation import initialise
@@ -19,10 +19,11 @@ from routelab.core.options import check_options
 from routelab.experts.grouped_experts import ExpertBank
 from routelab.experts.moe_layer import MixtureLayer
 from routelab.experts.zero_compute import ZeroCompute
-from routelab.routers.base import Router, RouterInput, Routing
+from routelab.routers.base import Router, RouterInput
+from routelab.routers.probes.random_tokens import VOCABULARY, WIDTH, draws_random_numbers, tokens
 from routelab.routers.router_registry import ROUTERS
 
-VOCABULARY, WIDTH, HIDDEN = 50, 8, 12
+HIDDEN = 12
 _COUNTS = (4, 8, 16, 32, 64)
 
 
@@ -79,9 +80,7 @@ class Subject:
         """Options that take the noise out of training; None if it has noise that none takes out."""
         for options in ({}, dict(self.made.noiseless)):
             router = self.router(**options)
-            before = torch.random.get_rng_state()
-            router(RouterInput(*tokens(2, 4)))
-            if torch.equal(torch.random.get_rng_state(), before):
+            if not draws_random_numbers(partial(router, RouterInput(*tokens(2, 4)))):
                 return options
         return None
 
@@ -102,17 +101,3 @@ class Subject:
             except ValueError as error:
                 refusal = error
         raise UsageError(f"router {self.name!r} cannot be built with {', '.join(map(str, counts))} experts: {refusal}")
-
-
-def tokens(groups: int, positions: int, seed: int = 0, width: int = WIDTH) -> tuple[Tensor, Tensor]:
-    """Random tokens (G, S, D), and ids (G, S) below V."""
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(groups, positions, width, generator=generator)
-    return x, torch.randint(0, VOCABULARY, (groups, positions), generator=generator)
-
-
-def seeded(layer: MixtureLayer, x: Tensor, ids: Tensor, mask: Tensor | None = None, seed: int = 0) -> tuple[Tensor, Routing]:
-    """One call of the layer with torch's random state set before it."""
-    torch.manual_seed(seed)
-    out, routing = layer(x, ids, mask)
-    return out, routing

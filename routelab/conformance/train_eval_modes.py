@@ -11,10 +11,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from routelab.conformance.plan_rules import MODES, weights
-from routelab.conformance.router_under_test import Subject, seeded, tokens
+from routelab.conformance.router_under_test import Subject
 from routelab.conformance.rules import require, require_close, rule
 from routelab.routers.base import Router, RouterInput
 from routelab.routers.plans import Plan
+from routelab.routers.probes.random_tokens import seeded, tokens
 from routelab.training.ledger import counter_formulas
 
 _LOW = (torch.bfloat16, torch.float16)

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from routelab.conformance.router_under_test import Subject, seeded, tokens
+from routelab.conformance.router_under_test import Subject
 from routelab.conformance.rules import DoesNotApplyError, require, require_close, rule
 from routelab.experts.grouped_experts import KERNELS
 from routelab.experts.moe_layer import MixtureLayer
 from routelab.routers.base import Router, RouterInput, Routing
 from routelab.routers.plans import Plan
+from routelab.routers.probes.random_tokens import seeded, tokens
 
 _NO_GRADIENT = 1e-8
 

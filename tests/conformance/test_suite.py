@@ -13,13 +13,14 @@ import routelab.experts.moe_layer
 from routelab.cli.app import app, guarded
 from routelab.conformance import RouterConformance, check_router
 from routelab.conformance.cases import cases
-from routelab.conformance.router_under_test import Subject, tokens
+from routelab.conformance.router_under_test import Subject
 from routelab.conformance.suite import RULES
 from routelab.core.errors import UsageError
 from routelab.core.registry import only_for_now
 from routelab.experts import checkpointing
 from routelab.routers.base import Router, Routing
 from routelab.routers.plans import TopK
+from routelab.routers.probes.random_tokens import tokens
 from routelab.routers.router_registry import ROUTERS, register_router
 
 

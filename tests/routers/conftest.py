@@ -6,7 +6,8 @@ The cases are those of the conformance suite, which holds what every router must
 import pytest
 
 from routelab.conformance.cases import cases
-from routelab.conformance.router_under_test import Subject, tokens
+from routelab.conformance.router_under_test import Subject
+from routelab.routers.probes.random_tokens import tokens
 
 E = 4
 

@@ -5,7 +5,7 @@ That each router's declaration is true of the router alone is a rule of the conf
 
 import pytest
 
-from routelab.conformance.causality import reacts
+from routelab.routers.probes.dependence import reacts
 
 PROBES = {  # those that are not simply a case of the suite
     **{f"{case}-sequence": (case, {"capacity_group": "sequence"}) for case in ("switch", "top2", "st_moe", "moe_plus_plus")},

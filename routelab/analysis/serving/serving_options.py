@@ -20,8 +20,7 @@ from routelab.core.errors import UsageError
 from routelab.experts.moe_layer import MixtureLayer
 from routelab.routers.base import Routing
 from routelab.routers.plans import Plan, TopK
-
-_PROBED = 32
+from routelab.routers.probes.dependence import routes_groups_alike
 
 
 @dataclass(frozen=True)
@@ -93,13 +92,8 @@ def how_served(run: TrainedRun, options: Options) -> Served:
 
 
 def _one_choice(layer: MixtureLayer) -> bool:
-    """Whether all tokens of a group go to the same experts with the same weights. Asked of the router on random tokens, so that it
-    holds for any router; a layer that takes the choice of another has it where that one has."""
-    plan = layer.router.probe_plan(2, _PROBED)
-    if not isinstance(plan, TopK):
-        return False
-    parts = (value.view(2, _PROBED, -1) for value in (plan.expert, plan.weight))
-    return layer.eval_capacity_factor is None and all(bool((part == part[:, :1]).all()) for part in parts)
+    """Return True if all tokens of a group share a choice; a layer that takes the choice of another shares it too."""
+    return layer.eval_capacity_factor is None and routes_groups_alike(layer.router)
 
 
 def held_to(layers: Sequence[MixtureLayer], routings: Sequence[Routing], examples: int) -> ExitStack:
