@@ -155,10 +155,10 @@ def test_looking_for_a_source_imports_no_package(install, table):
 
 def test_a_kind_made_by_a_call_knows_its_file(table, tmp_path, monkeypatch):
     """Else its code would not be part of a cell's address, and two kinds of one name would not be told apart."""
-    from routelab.experts import expert_registry
+    from routelab.experts import feed_forward
 
     registry = table("experts")
-    monkeypatch.setattr(expert_registry, "KINDS", registry)
+    monkeypatch.setattr(feed_forward, "KINDS", registry)
     text = (
         "from torch import tanh\nfrom routelab.experts import Kind, register_expert\n\n"
         "TANH = register_expert('mine')(Kind(tanh))\n'''tanh(x up) down.'''\n"
