@@ -21,8 +21,8 @@ from collections.abc import Callable
 import torch
 from loop import quartiles
 
-from routelab.baselines import bagging
 from routelab.baselines.base import ArmSpec
+from routelab.baselines.ensembles import bagging
 from routelab.baselines.ensembles.ensemble_base import MemberArm, member_seed
 from routelab.baselines.ensembles.member_networks import OneByOne
 from routelab.config.run_options import Budget, Optimizer, TrainerOptions

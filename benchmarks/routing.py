@@ -13,8 +13,6 @@ Every run stands next to one of `topk`, before or after it in turn, so that what
 Printed are the median and the quartiles of those ratios. What takes over 2 s runs 3 rounds.
 Where other processes want the cores, `--threads 1 --clock cpu` counts this process's own time.
 
-(This file is not called routers.py: Python would take it for the package of that name in every script of this folder.)
-
 Axes: G groups, S positions, D features, H hidden width, E experts, k choices per token.
 """
 

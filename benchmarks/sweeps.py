@@ -1,7 +1,5 @@
 """What a sweep costs beside its trials: python -m benchmarks.sweeps [storages] [share] [workers]
 
-(As a module: as a script, its own name would hide the package.)
-
 storages: trials a second that a storage takes, with trials that cost nothing. share: sampling, storage and MLflow, and their
 sum for each storage, as shares of trials of five seconds. workers: trials a second of two workers over one, with real trials of
 equal work, about five seconds each for one worker alone. A PostgreSQL is started if pgserver is installed.

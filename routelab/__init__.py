@@ -7,6 +7,7 @@ from routelab.core.lazy_imports import lazy
 if TYPE_CHECKING:
     from routelab.comparison.compare import Comparison, compare
     from routelab.comparison.train_one import train
+    from routelab.core.version import __version__
     from routelab.experts.grouped_experts import ExpertBank
     from routelab.experts.moe_layer import MixtureLayer
     from routelab.routers.base import Router, RouterInput, Routing
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Blend", "Comparison", "ExpertBank", "MixtureLayer", "PerExpert", "Ragged", "Router", "RouterInput", "Routing", "Run", "Slots",
-    "TopK", "build_router", "compare", "register_router", "train",
+    "TopK", "__version__", "build_router", "compare", "register_router", "train",
 ]  # fmt: skip
 
 __getattr__, __dir__ = lazy(
@@ -27,9 +28,11 @@ __getattr__, __dir__ = lazy(
         "MixtureLayer": "routelab.experts.moe_layer",
         **dict.fromkeys(("Comparison", "compare"), "routelab.comparison.compare"),
         "train": "routelab.comparison.train_one",
+        "__version__": "routelab.core.version",
         "Run": "routelab.training.run",
         **dict.fromkeys(("Router", "RouterInput", "Routing"), "routelab.routers.base"),
         **dict.fromkeys(("Blend", "PerExpert", "Ragged", "Slots", "TopK"), "routelab.routers.plans"),
-        **dict.fromkeys(("build_router", "register_router"), "routelab.core.registry"),
+        "build_router": "routelab.routers.build",
+        "register_router": "routelab.routers.router_registry",
     },
 )

@@ -29,11 +29,22 @@ _plugins: list[str] = []
 _INTERRUPTED = "interrupted; the same command goes on where this one stopped, finished runs are kept"
 
 
+def _show_version(is_wanted: bool) -> None:
+    if is_wanted:
+        from routelab import __version__
+
+        typer.echo(f"routelab {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def root(
     plugin: Annotated[
         list[str] | None, typer.Option(help="A .py file or a module with routers of your own; may be repeated.")
     ] = None,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version of routelab.")
+    ] = False,
 ) -> None:
     """Options that stand before the command."""
     _plugins[:] = plugin or []

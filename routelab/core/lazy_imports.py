@@ -7,9 +7,17 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from routelab.core.former_names import refuse_former_name
+
 
 def lazy(package: str, names: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """`__getattr__` and `__dir__` for a package whose public names are imported on first use. names: name -> module."""
+    """Return `__getattr__` and `__dir__` for a package whose public names are imported on first use.
+
+    Args:
+        package: `__name__` of the package; ImportError if it is a former name, such as "routers".
+        names: Public name -> the module that defines it.
+    """
+    refuse_former_name(package)
 
     def get(name: str) -> Any:
         if name not in names:

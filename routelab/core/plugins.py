@@ -13,6 +13,7 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 
 from routelab.core.errors import UsageError, first_line
+from routelab.core.former_names import former_import
 
 FILE_MODULE = "routelab_plugin_"
 """How the modules of plugins that are files are called, with the stem and a digest of the path behind it."""
@@ -79,6 +80,9 @@ def load_plugin(spec: str) -> None:
     except UsageError:
         raise
     except (Exception, SystemExit) as error:
+        former = former_import(error, spec)
+        if former is not None:
+            raise UsageError(f"plugin {spec!r} {former}") from error
         where = ""
         if isinstance(error, SyntaxError):
             where = f" (line {error.lineno})"

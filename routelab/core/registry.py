@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from routelab.core.code_digest import source_files
 from routelab.core.errors import PluginError, PluginWarning, UsageError, first_line, unknown
+from routelab.core.former_names import former_import
 from routelab.core.plugins import FILE_MODULE, docstring_in, loading, locate
 
 if TYPE_CHECKING:
@@ -183,6 +184,9 @@ class Registry(Generic[T]):
         except (Exception, SystemExit) as error:
             if entry.origin == BUILT_IN:
                 raise
+            former = former_import(error)
+            if former is not None:
+                raise PluginError(f"{self.title(entry.name)} {former}") from error
             reason = f"{type(error).__name__}: {first_line(error)}"
             raise PluginError(f"{self.title(entry.name)} cannot be imported: {reason}") from error
         finally:

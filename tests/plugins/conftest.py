@@ -10,7 +10,7 @@ from routelab.baselines.baseline_registry import BASELINES
 from routelab.core.registry import BUILT_IN, Registry
 from routelab.data.dataset_registry import DATA
 from routelab.experts.expert_registry import KINDS
-from routelab.routers import registry as tables
+from routelab.routers import base, build, router_registry
 from routelab.routers.router_registry import ROUTERS
 
 TABLES = {"routers": ROUTERS, "experts": KINDS, "backbones": BACKBONES, "baselines": BASELINES, "data": DATA}
@@ -61,7 +61,8 @@ def table(monkeypatch):
         builtin = {name: entry.target for name, entry in old._entries.items() if entry.origin == BUILT_IN}
         new = Registry(old.kind, old.group, builtin, old.contract)
         if old is ROUTERS:
-            monkeypatch.setattr(tables, "ROUTERS", new)
+            for module in (router_registry, build, base):
+                monkeypatch.setattr(module, "ROUTERS", new)
         return new
 
     return fresh

@@ -8,7 +8,7 @@ from routelab.core.errors import PluginError, PluginWarning, UsageError
 from routelab.core.plugins import load_plugin
 from routelab.routers.router_registry import register_router
 
-ROUTER = '''from routers import Blend, Router, Routing, register_router
+ROUTER = '''from routelab.routers import Blend, Router, Routing, register_router
 
 {decorator}
 class {name}(Router):
@@ -18,14 +18,14 @@ class {name}(Router):
         weight = inputs.x_TD.new_full((len(inputs.x_TD), self.num_experts), 1 / self.num_experts)
         return Routing(Blend(weight, self.num_experts))
 '''
-EXPERT = 'from torch import tanh\nfrom experts import Kind\n\nTANH = Kind(tanh)\n"""tanh(x up) down."""\n'
+EXPERT = 'from torch import tanh\nfrom routelab.experts import Kind\n\nTANH = Kind(tanh)\n"""tanh(x up) down."""\n'
 BACKBONE = (
     "from routelab.backbones import Backbone\n\nclass Mine(Backbone):\n    '''My own.'''\n"
     "    def __init__(self, inputs, outputs, feed_forward):\n        super().__init__(inputs, outputs)\n"
     "    def forward(self, x, mask=None):\n        return x, []\n"
 )
 BASELINE = (
-    "from baselines import Arm\n\nclass Mine(Arm):\n    '''My own.'''\n    def build(self, task, seed, *, sizing=False): pass\n"
+    "from routelab.baselines import Arm\n\nclass Mine(Arm):\n    '''My own.'''\n    def build(self, task, seed, *, sizing=False): pass\n"
     "    def loss(self, batch, index): pass\n    def predict(self, batch): pass\n    def flops_per_example(self): return None\n"
 )
 DATA = "def mine():\n    '''My own.'''\n"
@@ -155,12 +155,12 @@ def test_looking_for_a_source_imports_no_package(install, table):
 
 def test_a_kind_made_by_a_call_knows_its_file(table, tmp_path, monkeypatch):
     """Else its code would not be part of a cell's address, and two kinds of one name would not be told apart."""
-    from routelab.experts import kinds
+    from routelab.experts import feed_forward
 
     registry = table("experts")
-    monkeypatch.setattr(kinds, "KINDS", registry)
+    monkeypatch.setattr(feed_forward, "KINDS", registry)
     text = (
-        "from torch import tanh\nfrom experts import Kind, register_expert\n\n"
+        "from torch import tanh\nfrom routelab.experts import Kind, register_expert\n\n"
         "TANH = register_expert('mine')(Kind(tanh))\n'''tanh(x up) down.'''\n"
     )
     for name in ("first", "second"):

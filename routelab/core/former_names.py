@@ -1,0 +1,57 @@
+"""Former import names: four packages that were at the top level are now part of routelab."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import traceback
+from pathlib import Path
+
+FORMER_NAMES = {name: f"routelab.{name}" for name in ("baselines", "experts", "routers", "sweeps")}
+"""Former name of a package -> its present name."""
+
+_CORE = Path(__file__).resolve().parent
+
+
+def refuse_former_name(package: str) -> None:
+    """Raise ImportError if a package is being imported under its former name.
+
+    Python finds the folder where the current folder is a checkout, and would load the package's modules under two names.
+
+    Args:
+        package: `__name__` of the package.
+    """
+    if package in FORMER_NAMES:
+        raise ImportError(f"import {FORMER_NAMES[package]} instead of {package}", name=package)
+
+
+def former_import(error: BaseException, plugin: str = "") -> str | None:
+    """Return the predicate of a sentence on a plugin that imports a package under its former name.
+
+    Args:
+        error: What importing the plugin raised.
+        plugin: The plugin as the user spells it. The position names the file if it is a different one.
+
+    Returns:
+        "imports 'routers', which is now 'routelab.routers' (line 3)"; None if the error has another cause.
+    """
+    if not isinstance(error, ImportError):
+        return None
+    former = (error.name or "").partition(".")[0]
+    # A package that was loaded from a file of its own under that name is not one of routelab's.
+    if former not in FORMER_NAMES or getattr(sys.modules.get(former), "__file__", None) is not None:
+        return None
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not _imports_for_others(frame.filename, former)]
+    position = ""
+    if frames:
+        line, path = frames[-1].lineno, Path(frames[-1].filename)
+        position = f" (line {line})" if path.name == Path(plugin).name else f" ({path.name}, line {line})"
+    return f"imports {former!r}, which is now {FORMER_NAMES[former]!r}{position}"
+
+
+def _imports_for_others(file: str, former: str) -> bool:
+    """Return whether a file of a traceback belongs to the import system or to routelab, and not to a plugin."""
+    path = Path(file)
+    if file.startswith("<frozen ") or file == importlib.__file__ or path.resolve().parent == _CORE:
+        return True
+    return path.name == "__init__.py" and path.parent.name == former

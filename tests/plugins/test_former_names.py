@@ -1,0 +1,97 @@
+"""Plugins that import routers, experts, baselines or sweeps under their former names get one sentence with the new name."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from routelab.core.errors import PluginError, UsageError
+from routelab.core.former_names import FORMER_NAMES
+from routelab.core.plugins import load_plugin
+
+CHECKOUT = Path(__file__).parents[2]
+IMPORTS = ("import {}.base", "from {} import Router", "from {}.contract import Router")
+
+
+@pytest.fixture(params=["checkout", "elsewhere", "folder of that name"])
+def module_path(request, monkeypatch, tmp_path):
+    """sys.path as in a process that starts in a checkout, in another folder, and in one with folders of the former names."""
+    path = [entry for entry in sys.path if not any((Path(entry or ".") / name).is_dir() for name in FORMER_NAMES)]
+    if request.param == "checkout":
+        path.insert(0, str(CHECKOUT))
+    elif request.param == "folder of that name":
+        for name in FORMER_NAMES:
+            (tmp_path / "current" / name).mkdir(parents=True)
+        path.insert(0, str(tmp_path / "current"))
+    for name in FORMER_NAMES:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setattr(sys, "path", path)
+    # An editable install of a release that had the former names finds them in any folder.
+    finders = [finder for finder in sys.meta_path if not getattr(finder, "__module__", "").startswith("__editable__")]
+    monkeypatch.setattr(sys, "meta_path", finders)
+    return path
+
+
+@pytest.mark.parametrize("statement", IMPORTS)
+@pytest.mark.parametrize("name", FORMER_NAMES)
+def test_a_plugin_that_is_a_file(name, statement, module_path, tmp_path):
+    plugin = tmp_path / "mine.py"
+    plugin.write_text(f"import torch\n\n{statement.format(name)}\n")
+    with pytest.raises(UsageError) as caught:
+        load_plugin(str(plugin))
+    assert str(caught.value) == f"plugin {str(plugin)!r} imports {name!r}, which is now 'routelab.{name}' (line 3)"
+    assert f"{name}.base" not in sys.modules
+
+
+@pytest.mark.parametrize("name", FORMER_NAMES)
+def test_a_plugin_that_is_a_module_names_the_file_with_the_import(name, module_path, tmp_path, monkeypatch):
+    package = tmp_path / f"pack_of_{name}"
+    package.mkdir()
+    (package / "__init__.py").write_text("from . import inner\n")
+    (package / "inner.py").write_text(f"import importlib\nimportlib.import_module('{name}.base')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(UsageError) as caught:
+        load_plugin(package.name)
+    assert str(caught.value) == f"plugin {package.name!r} imports {name!r}, which is now 'routelab.{name}' (inner.py, line 2)"
+
+
+def test_an_entry_point(install, table, module_path, monkeypatch):
+    install("pack", {"routers": {"mine": "former_names_entry:Mine"}}, {"former_names_entry.py": "from routers import Router\n"})
+    monkeypatch.setattr(sys, "path", [*module_path, *(entry for entry in sys.path if entry not in module_path)])
+    with pytest.raises(PluginError) as caught:
+        table("routers").get("mine")
+    sentence = "router 'mine' (pack 1.2) imports 'routers', which is now 'routelab.routers' (former_names_entry.py, line 1)"
+    assert str(caught.value) == sentence
+
+
+def test_a_package_of_the_plugin_itself_may_have_a_former_name(tmp_path, monkeypatch):
+    (tmp_path / "sweeps").mkdir()
+    (tmp_path / "sweeps" / "__init__.py").write_text("")
+    (tmp_path / "mine.py").write_text("from sweeps import absent\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "sweeps", raising=False)
+    with pytest.raises(
+        UsageError, match=r"failed to import: ImportError: cannot import name 'absent' from 'sweeps'.*\(line 1\)"
+    ):
+        load_plugin(str(tmp_path / "mine.py"))
+    sys.modules.pop("sweeps", None)
+
+
+@pytest.mark.parametrize("name", FORMER_NAMES)
+def test_an_import_in_a_checkout_names_the_new_package(name):
+    done = subprocess.run(
+        [sys.executable, "-c", f"import {name}"],
+        cwd=CHECKOUT,
+        env=_without_python_path(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == f"ImportError: import routelab.{name} instead of {name}"
+
+
+def _without_python_path():
+    return {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
