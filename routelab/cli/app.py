@@ -99,13 +99,6 @@ def compare_command(
     Example: routelab compare data=mnist5k seeds=3 'arms=[dense,switch,soft]'
     """
     from routelab.cli import output as screen
-    from routelab.reproductions.registry import reproduction_of
-
-    published = reproduction_of(words or [])
-    if published is not None:
-        from routelab.cli.reproduction import show
-
-        return show(published, words or [], as_json, print_config)
 
     resolved = resolve_words([*(words or []), *(["isoflop=true"] if isoflop else [])], "compare")
     if print_config:
