@@ -28,9 +28,10 @@ __getattr__, __dir__ = lazy(
     __name__,
     {
         **dict.fromkeys(
-            ("BASELINES", "Arm", "ArmSpec", "Flops", "Prediction", "Stage", "StepLoss", "make_arm", "register_baseline"),
+            ("BASELINES", "Arm", "ArmSpec", "Flops", "Prediction", "Stage", "StepLoss", "register_baseline"),
             "routelab.baselines.base",
         ),
+        "make_arm": "routelab.baselines.build",
         **dict.fromkeys(("Batch", "Task"), "routelab.data.task"),
     },
 )

@@ -30,6 +30,7 @@ __getattr__, __dir__ = lazy(
         "Run": "routelab.training.run",
         **dict.fromkeys(("Router", "RouterInput", "Routing"), "routelab.routers.base"),
         **dict.fromkeys(("Blend", "PerExpert", "Ragged", "Slots", "TopK"), "routelab.routers.plans"),
-        **dict.fromkeys(("build_router", "register_router"), "routelab.core.registry"),
+        "build_router": "routelab.routers.build",
+        "register_router": "routelab.routers.router_registry",
     },
 )

@@ -26,6 +26,7 @@ __getattr__, __dir__ = lazy(
         "Cost": "routelab.core.flops",
         "UsageError": "routelab.core.errors",
         **dict.fromkeys(("Blend", "PerExpert", "Plan", "Ragged", "Slots", "TopK"), "routelab.routers.plans"),
-        **dict.fromkeys(("ROUTERS", "build_router", "register_router"), "routelab.core.registry"),
+        "build_router": "routelab.routers.build",
+        **dict.fromkeys(("ROUTERS", "register_router"), "routelab.routers.router_registry"),
     },
 )
