@@ -4,16 +4,36 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
-from rich.table import Table
+import typer
 
-from routelab.cli.output import console, print_json
+from routelab.cli.arguments import JsonOption, plugin_specs
 from routelab.core.errors import UsageError
-from routelab.routers.router_registry import ROUTERS
+
+check = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None,
+    help="Hold a part against the rules of its kind.\n\nExample: routelab check router topk",
+)  # fmt: skip
 
 _MARKS = {"passed": "ok", "failed": "BROKEN", "skipped": "-"}
 _BECAUSE = {"failed": "broken", "skipped": "does not apply"}
+
+
+@check.command(name="router")
+def check_router_command(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A registered router, built in or a plugin's.")],
+    options: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Options of the router.")] = None,
+    processes: Annotated[
+        bool, typer.Option("--processes", help="Also train a step in two processes (some ten seconds).")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Test every rule that routers must keep on one router; 1 if one is broken.
+
+    Example: routelab check router topk top_k=1 renormalize=false
+    """
+    raise typer.Exit(check_router(name, options or [], as_json, plugin_specs if processes else None))
 
 
 def check_router(name: str, words: list[str], as_json: bool, in_processes: Sequence[str] | None) -> int:
@@ -22,6 +42,8 @@ def check_router(name: str, words: list[str], as_json: bool, in_processes: Seque
     words: key=value, options of the router. in_processes: None leaves out the rule of two processes, which otherwise load
     these plugins.
     """
+    from routelab.routers.router_registry import ROUTERS
+
     ROUTERS.get(name)  # an unknown name is said before torch is loaded
     from omegaconf import OmegaConf
 
@@ -31,7 +53,9 @@ def check_router(name: str, words: list[str], as_json: bool, in_processes: Seque
     options = OmegaConf.to_container(OmegaConf.from_dotlist(words), resolve=True)
     given = {str(key): value for key, value in cast(dict[Any, Any], options).items()}
     import torch
+    from rich.table import Table
 
+    from routelab.cli.output import console, print_json
     from routelab.conformance import check_router as run
 
     torch.set_num_threads(1)  # the tensors are tiny

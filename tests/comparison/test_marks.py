@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from routelab.cli import output as screen
+from routelab.cli import compare_command, train_command
 from routelab.comparison.compare import compare
 from routelab.config.resolve import resolve
 from routelab.core.errors import UsageError
@@ -69,7 +69,7 @@ def test_summary(done):
 @pytest.mark.slow
 def test_terminal(done, capsys):
     folder, _ = done
-    screen.compare(resolve(words(folder, ARMS)))
+    compare_command.compare(resolve(words(folder, ARMS)))
     out = capsys.readouterr().out
     rows = [line for line in out.splitlines() if line.startswith("│")]
     assert any(LEAK in row for row in rows)
@@ -77,7 +77,7 @@ def test_terminal(done, capsys):
     assert f"  {LEAK}: " in out
     assert not re.search(r"(?<!\S)soft:", out)
     assert "Yardstick: order-5 byte model has bits_per_byte " in out
-    screen.train(resolve(words(folder, "arm=soft", "router.allow_leak=true")))
+    train_command.train(resolve(words(folder, "arm=soft", "router.allow_leak=true")))
     assert f"{LEAK} on domains" in capsys.readouterr().out
 
 

@@ -1,4 +1,4 @@
-"""What a reproduction prints: its rows beside the published ones."""
+"""Table and sentence of one reading of the experiment, beside the published numbers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from statistics import stdev
 from typing import Any
 
-from routelab.reproductions.vowels1991 import PUBLISHED, describe, ratio
+from vowel_experiment import PUBLISHED, describe, ratio
 
 HEADER = ("system", "train %", "test %", "epochs", "SD", "in use", "arrived", "step", "published epochs", "SD")
 

@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
+from gradient_descent_1991 import OUTPUTS, Backprop, Criterion, Examples, Mixture, descend
 
 from routelab.baselines.classic_moe.classic_moe_losses import blend, distance, likelihood, posterior
-from routelab.reproductions.descent import OUTPUTS, Backprop, Criterion, Examples, Mixture, descend
 
 R, N, K = 3, 11, 4
 SYSTEMS = [Mixture(3), Backprop(5)]

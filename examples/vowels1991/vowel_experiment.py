@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from gradient_descent_1991 import MEASURES, OUTPUTS, Backprop, Criterion, Examples, Mixture, Reached, System, descend
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from scipy import stats
@@ -25,17 +26,6 @@ from routelab.core.errors import UsageError, unknown
 from routelab.core.intervals import mean_interval
 from routelab.core.seeds import key
 from routelab.data.peterson_barney import Split, recordings, training_speakers
-from routelab.reproductions.descent import (
-    MEASURES,
-    OUTPUTS,
-    Backprop,
-    Criterion,
-    Examples,
-    Mixture,
-    Reached,
-    System,
-    descend,
-)
 
 CLASSES = 4
 COUNTS = {"per output": float(CLASSES), "halved": 2.0, "per case": 1.0}
@@ -53,14 +43,13 @@ PUBLISHED = {
 
 @dataclass
 class Settings:
-    """What `configs/vowels1991.yaml` may set.
+    """What `vowels1991.yaml` may set.
 
     runs: of each system. epochs: after which a run is given up. counts: what the criterion may be, see `COUNTS`. search: step
     sizes tried, with `search_runs` runs each. readings: what the outputs are, and the range (-scale, scale) of the initial
     weights. in_use: the mean proportion from which an expert counts as used. workers: processes; 0 = one for each core.
     """
 
-    reproduce: str = "vowels1991"
     runs: int = 25
     epochs: int = 2500
     criterion: float = 0.08

@@ -1,20 +1,18 @@
 """The vowel experiment: what is stopped where, what is counted, and what its command says."""
 
+import importlib.util
 import json
 from pathlib import Path
 
 import pytest
 import torch
-from typer.testing import CliRunner
+import vowel_experiment as experiment
+from report_1991 import lines, verdict
 
-from routelab.cli.app import app
 from routelab.core.errors import UsageError
-from routelab.reproductions import vowels1991 as experiment
-from routelab.reproductions.registry import reproduction_of
-from routelab.reproductions.tables import lines, verdict
 
-CONFIGS = Path(__file__).parents[2] / "configs"
-CONFIG = str(CONFIGS / "vowels1991.yaml")
+EXAMPLE = Path(__file__).parents[2] / "examples" / "vowels1991"
+CONFIG = str(EXAMPLE / "vowels1991.yaml")
 
 
 def test_criteria_by_hand():
@@ -104,22 +102,17 @@ def test_wrong_words_are_one_sentence(word, sentence):
         experiment.settings_of(CONFIG, [word])
 
 
-def test_other_configurations_are_comparisons(tmp_path):
-    assert reproduction_of([str(CONFIGS / "letter.yaml")]) is None
-    assert reproduction_of(["data=digits"]) is None
-    assert reproduction_of([CONFIG]) is experiment
-    (tmp_path / "a.yaml").write_text("reproduce: vowels1992\n")
-    with pytest.raises(UsageError, match="did you mean 'vowels1991'"):
-        reproduction_of([str(tmp_path / "a.yaml")])
-
-
-def test_the_command_prints_table_and_ratio(tmp_path):
+def test_the_command_prints_table_and_ratio(tmp_path, capsys):
     words = ["runs=2", "search=[4]", "search_runs=1", "counts=[per output]", "experts=[4]", "hidden=[6]", "splits=[random]"]
     words += ["readings=[{outputs: softmax, scale: 0.5}]", f"output={tmp_path / 'out'}"]
-    done = CliRunner().invoke(app, ["compare", CONFIG, *words])
-    assert done.exit_code == 0, done.output
-    assert "criterion 0.08 per output, prediction" in done.output
-    assert "times the epochs of backprop (published: 0.48)" in done.output
+    # By its path: the name `run` belongs to no package.
+    spec = importlib.util.spec_from_file_location("run_vowels1991", EXAMPLE / "run.py")
+    command = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(command)
+    command.main(words)
+    out = capsys.readouterr().out
+    assert "criterion 0.08 per output, prediction" in out
+    assert "times the epochs of backprop (published: 0.48)" in out
     kept = json.loads((tmp_path / "out" / "table.json").read_text())
     assert len(kept["rows"]) == 2 * 2
     assert kept["settings"]["runs"] == 2
