@@ -10,7 +10,7 @@ from routelab.comparison.audit import Audit, audit, audit_step
 from routelab.comparison.compare import plan
 from routelab.config.resolve import resolve
 from routelab.core.flops import Flops
-from routelab.experts import mixture
+from routelab.experts import moe_layer as mixture
 from routelab.routers.router_registry import ROUTERS
 
 

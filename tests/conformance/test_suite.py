@@ -17,7 +17,7 @@ from routelab.conformance.router_under_test import Subject
 from routelab.conformance.suite import RULES
 from routelab.core.errors import UsageError
 from routelab.core.registry import only_for_now
-from routelab.experts import checkpointing
+from routelab.experts import activation_checkpointing as checkpointing
 from routelab.routers.base import Router, Routing
 from routelab.routers.plans import TopK
 from routelab.routers.probes.random_tokens import tokens

@@ -9,7 +9,7 @@ import torch
 from routelab.baselines.base import ArmSpec
 from routelab.baselines.build import make_arm
 from routelab.core.errors import UsageError
-from routelab.data import contract
+from routelab.data import base as contract
 from routelab.data.base import MissingPackageError, kind_of, load
 from routelab.data.flights import _minutes
 from routelab.data.table import code, standardise, table_data

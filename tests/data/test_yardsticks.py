@@ -133,7 +133,7 @@ def test_domains_are_compressed_one_after_another():
 
 
 def test_large_splits_are_sampled_and_say_so(monkeypatch):
-    from routelab.data import yardsticks
+    from routelab.data import compression_baselines as yardsticks
 
     monkeypatch.setattr(yardsticks, "LARGEST_TEST", 64)
     found = text_yardsticks(windows_of(b"abcd" * 100), windows_of(b"abcd" * 100))

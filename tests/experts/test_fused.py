@@ -9,10 +9,11 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from routelab.core.registry import only_for_now
-from routelab.experts import fused, threads
 from routelab.experts.dispatch import run
 from routelab.experts.feed_forward import KINDS, Kind, register_expert
 from routelab.experts.grouped_experts import ExpertBank
+from routelab.experts.kernels import fused_cpu_kernel as fused
+from routelab.experts.kernels import thread_pool as threads
 from routelab.experts.kernels.glibc_allocator import keep_freed_memory
 from routelab.routers.plans import PerExpert, Slots, TopK
 
