@@ -1,4 +1,4 @@
-"""The arms: everything that can be compared, through one contract."""
+"""Arms under comparison: dense, routed, ensembles, classic mixtures and scikit-learn references."""
 
 from typing import TYPE_CHECKING
 

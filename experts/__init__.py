@@ -1,4 +1,4 @@
-"""The networks that do the work: the bank, its kinds, dispatch, and the mixture layer."""
+"""Experts: the mixture layer, grouped experts, dispatch, and CPU kernels."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""routelab: a laboratory for routing strategies. The public names, imported on first use."""
+"""Public names of routelab, a laboratory for routing strategies. They are imported on first use."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""How tokens choose experts: the contract, the plans, capacity, losses, and one file per family of routers."""
+"""Routers: the base class, plans, capacity, losses, and one file for each published router."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""Sweeps: the settings of each arm, chosen by Optuna at equal tuning budgets, by any number of workers that may die."""
+"""Hyperparameter sweeps with Optuna: equal tuning budgets for all arms, and workers that may die."""
 
 from routelab.core.lazy_imports import lazy
 

@@ -1,1 +1,1 @@
-"""What the experts of a trained run do: one command, every figure with its numbers, intervals and chance beside it."""
+"""Analysis of trained runs: routing, serving from little memory, and latency."""

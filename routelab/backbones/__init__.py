@@ -1,4 +1,4 @@
-"""Networks without their feed-forward layers: a factory fills those slots, dense or routed."""
+"""Backbones: networks whose feed-forward layers a factory builds, dense or routed."""
 
 from typing import TYPE_CHECKING
 

@@ -1,0 +1,1 @@
+"""Comparisons: grid of runs, matching, execution, statistics, summary and verdicts."""

@@ -1,1 +1,1 @@
-"""Configuration: its schema, its resolution from files and overrides, and the grid of arms."""
+"""Configuration: schema, resolution from files and overrides, and the grid of arms."""

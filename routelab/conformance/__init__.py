@@ -1,4 +1,4 @@
-"""The conformance suite: what every router must keep, each rule in one sentence, on any registered router or class.
+"""Conformance suite: rules that every router must keep, one sentence each.
 
 from routelab.conformance import RouterConformance
 

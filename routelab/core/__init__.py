@@ -1,1 +1,1 @@
-"""Errors, registries, plugins, options, seeds, collectives and FLOP counts: code that knows nothing of models."""
+"""Errors, registries, plugins, seeds, processes and FLOP counts: code that knows nothing of models."""

@@ -1,4 +1,4 @@
-"""Real data that arrive with a pip install: one data set to a file."""
+"""Data sets and tasks: one file for each data set."""
 
 from typing import TYPE_CHECKING
 

@@ -1,1 +1,1 @@
-"""Parity: how far a layer here is from the published implementation with the same weights, measured and recorded."""
+"""Parity with published implementations: differences of outputs and gradients, measured and recorded."""

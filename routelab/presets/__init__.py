@@ -1,4 +1,4 @@
-"""Published mixtures of experts as data, and what they cost in closed form. Free of heavy imports."""
+"""Published architectures as data: parameters and FLOPs in closed form."""
 
 from routelab.presets.models import PRESETS, preset
 

@@ -1,1 +1,1 @@
-"""Records of runs on disk: the cache of runs, lookup by name, and lineage."""
+"""Records of runs on disk: cache, lookup by name, lineage."""

@@ -1,4 +1,4 @@
-"""`routelab new`: an installable package that holds one router of one's own.
+"""Templates for `routelab new`: an installable package with one router.
 
 The files under `router/` are templates of `string.Template`; "package" in a name stands for the package's name.
 """

@@ -1,0 +1,1 @@
+"""Training of one run through one LightningModule, from a specification to a record."""
