@@ -20,7 +20,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from routelab.config.resolve import flatten
 from routelab.core.errors import UsageError
-from routelab.records.json_io import finite, plain, read_json
+from routelab.core.number_format import finite, format_setting
+from routelab.records.json_io import plain, read_json
 from routelab.records.provenance import provenance
 from routelab.sweeps.distributions import in_words
 from routelab.sweeps.studies import Studies
@@ -53,7 +54,7 @@ def trial_name(label: str, settings: Mapping[str, Any], usual: Mapping[str, Any]
     parts = [label]
     for key, value in settings.items():
         if usual.get(key) != value:
-            text = f"{value:.3g}" if isinstance(value, float) else str(value)
+            text = format_setting(value, digits=3)
             parts.append(f"{_SHORT.get(key) or key.rpartition('.')[2].replace('_', '')}{text}")
     return "-".join(parts)
 

@@ -20,8 +20,9 @@ from optuna.trial import FrozenTrial, TrialState
 from routelab.baselines.build import blame
 from routelab.config.run_spec import RunSpec
 from routelab.core.errors import StorageError, UsageError
+from routelab.core.number_format import finite
 from routelab.core.pareto import falls_behind
-from routelab.records.json_io import finite, read_json, write_json
+from routelab.records.json_io import read_json, write_json
 from routelab.records.run_cache import cell_folder, cell_key
 from routelab.sweeps.arm_settings import Settings
 from routelab.sweeps.samplers import rung

@@ -20,6 +20,7 @@ import jinja2
 from scipy.stats import t as student
 
 from routelab.comparison.verdict import verdict_of
+from routelab.core.number_format import format_change, format_count, format_half_width, format_setting
 
 HERE = Path(__file__).resolve().parent
 PAGE = HERE.parent / "answers.md"
@@ -74,7 +75,12 @@ class Results:
         summary = self.read(f"{name}/summary.json")
         head = ["arm", "test loss", f"loss against {summary['reference']}", *(COLUMNS[column][0] for column in columns)]
         rows = [
-            [f"`{label}`", half_width(arm["loss"]), percent(arm["difference"]), *(shown(arm, column) for column in columns)]
+            [
+                f"`{label}`",
+                format_half_width(arm["loss"]),
+                format_change(arm["difference"]),
+                *(shown(arm, column) for column in columns),
+            ]
             for label, arm in summary["arms"].items()
         ]
         return table(head, rows)
@@ -106,8 +112,8 @@ class Results:
         arms = self.arms(name)
         domains = list(next(iter(arms.values()))["by_domain"])
         rows = [
-            [f"`{label}`", half_width(arm["loss"]), percent(arm["difference"])]
-            + [percent(arm["by_domain"][domain]["difference"]) for domain in domains]
+            [f"`{label}`", format_half_width(arm["loss"]), format_change(arm["difference"])]
+            + [format_change(arm["by_domain"][domain]["difference"]) for domain in domains]
             + [f"{arm['flops_ratio']:.2f}"]
             for label, arm in arms.items()
         ]
@@ -163,30 +169,9 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def cell(text: str) -> str:
     """A number to four digits; anything else as it is."""
     try:
-        return f"{float(text):.4g}"
+        return format_setting(float(text))
     except ValueError:
         return text
-
-
-def half_width(interval: Mapping[str, float]) -> str:
-    """Mean and half of the 95% interval."""
-    return f"{interval['mean']:.4f} ±{(interval['high'] - interval['low']) / 2:.4f}"
-
-
-def percent(difference: Mapping[str, float] | None) -> str:
-    """A difference in log loss, as percent of the loss."""
-    if not difference:
-        return ""
-    mean, low, high = (100 * math.expm1(difference[key]) for key in ("mean", "low", "high"))
-    return f"{mean:+.1f}% [{low:+.1f}, {high:+.1f}]"
-
-
-def size(number: float) -> str:
-    """131392 -> 131k."""
-    for unit, name in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= unit:
-            return f"{number / unit:.3g}{name}"
-    return f"{number:g}"
 
 
 def spread(values: Iterable[float], form: str = ".2f") -> str:
@@ -242,10 +227,10 @@ def duplicates(runs: Sequence[Any]) -> int:
 
 
 COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
-    "flops_per_example": ("FLOPs per example", size),
-    "total_params": ("parameters", size),
-    "active_params": ("active", size),
-    "flops_model": ("training FLOPs", size),
+    "flops_per_example": ("FLOPs per example", format_count),
+    "total_params": ("parameters", format_count),
+    "active_params": ("active", format_count),
+    "flops_model": ("training FLOPs", format_count),
     "seconds": ("training s", lambda value: f"{value:.0f}"),
     "drop_rate": ("dropped", lambda value: f"{value:.1%}"),
     "load_cv": ("load CV", lambda value: f"{value:.2f}"),
@@ -268,7 +253,7 @@ def main() -> None:
         lstrip_blocks=True,
     )  # fmt: skip
     around.globals.update(
-        results=results, arms=results.arms, spread=spread, size=size, percent=percent, rerouted=rerouted, single=single, neighbours=neighbours,
+        results=results, arms=results.arms, spread=spread, size=format_count, rerouted=rerouted, single=single, neighbours=neighbours,
         independent=independent, dead=dead, duplicates=duplicates, largest_p=largest_p, layers_apart=layers_apart,
     )  # fmt: skip
     PAGE.write_text(around.get_template("template.md").render(), encoding="utf-8")

@@ -9,6 +9,7 @@ import typer
 
 from routelab.cli.arguments import DEFAULT_TRACKING_URI, JsonOption, TrackingUriOption, parse_counts
 from routelab.core.errors import UsageError, unknown
+from routelab.core.number_format import format_count
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -79,7 +80,6 @@ def _clock_table(found: dict[str, Any]) -> Table:
     from rich.table import Table
 
     from routelab.analysis.latency.profiler import PARTS
-    from routelab.cli.output import number_of
 
     unit = "tokens/s" if found["positions"] else "examples/s"
     grid = Table(header_style="")
@@ -99,8 +99,8 @@ def _clock_table(found: dict[str, Any]) -> Table:
         arm, ratio = found["arms"][row["arm"]], row["ratio"]
         over = "" if ratio is None else f"{ratio['mean']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]"
         grid.add_row(
-            row["mode"], str(row["batch"]), row["arm"], number_of(arm["flops_per_example"]), number_of(arm["total_params"]),
-            f"{1e3 * row['seconds']['mean']:.3g}", number_of(row["per_second"]), over,
+            row["mode"], str(row["batch"]), row["arm"], format_count(arm["flops_per_example"]), format_count(arm["total_params"]),
+            f"{1e3 * row['seconds']['mean']:.3g}", format_count(row["per_second"]), over,
             *(f"{share:.0%}" if share else "" for share in row["parts"].values()),
         )  # fmt: skip
     return grid

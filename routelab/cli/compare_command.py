@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from routelab.cli.arguments import JsonOption, OverridesArg, PrintConfigOption, resolve_overrides
+from routelab.core.number_format import format_count, format_level, format_optional
 
 
 def compare_command(
@@ -50,7 +51,7 @@ def compare_and_exit(resolved: Any, as_json: bool) -> None:
 
 def compare(resolved: Any, quiet: bool = False) -> Any:
     """Run a comparison and print what it found."""
-    from routelab.cli.output import _number, console, number_of, table
+    from routelab.cli.output import console, table
     from routelab.cli.progress import watching
     from routelab.comparison.compare import carry_out, plan
 
@@ -71,9 +72,9 @@ def compare(resolved: Any, quiet: bool = False) -> Any:
     for line in pair_lines(done.summary):
         out.print(line)
     for label, tuned in done.summary["tuned"].items():
-        tried = ", ".join(f"{rate} ({_number(loss, '.4f')})" for rate, loss in tuned["validation"].items())
+        tried = ", ".join(f"{rate} ({format_optional(loss, '.4f')})" for rate, loss in tuned["validation"].items())
         edge = "; the best lies at the edge of what was tried" if tuned["edge"] else ""
-        spent = f"{number_of(tuned['flops'])}FLOPs for all"
+        spent = f"{format_count(tuned['flops'])}FLOPs for all"
         out.print(f"  {label}: learning rate {tuned['rate']:g} chosen on validation from {tried}, {spent}{edge}")
     for line in inference_lines(done.summary):
         out.print(line)
@@ -99,7 +100,6 @@ def compare(resolved: Any, quiet: bool = False) -> Any:
 
 def announcement(ready: Any) -> str:
     """What a planned comparison will do, cost, and be able to show."""
-    from routelab.cli.output import number_of
     from routelab.comparison.estimate import outlook
 
     config, ahead = ready.resolved.config, outlook(ready)
@@ -113,7 +113,7 @@ def announcement(ready: Any) -> str:
         return f"{text}; every run is there already"
     costs = [f"{ahead.runs} runs to train"]
     if ahead.flops:
-        costs.append(f"{number_of(ahead.flops)}FLOPs")
+        costs.append(f"{format_count(ahead.flops)}FLOPs")
     if ahead.uncounted:
         costs.append(f"{ahead.uncounted} of them not counted in FLOPs")
     if ahead.seconds is not None:
@@ -140,7 +140,7 @@ def inference_lines(summary: dict[str, Any]) -> list[str]:
 def pair_lines(summary: dict[str, Any]) -> list[str]:
     """What is said of arms that were judged against each other."""
     pairs = summary.get("pairs") or ()
-    level = f"{summary['level']:g}".lstrip("0")
+    level = format_level(summary["level"])
     tests = "sequential paired t-tests" if summary.get("sequential") else "paired t-tests"
     heading = [f"In pairs, which are a family of claims of their own ({tests} over seeds, level {level}):"] if pairs else []
     return heading + [f"  {pair['arm']}: {pair['verdict']}" for pair in pairs]
@@ -148,12 +148,10 @@ def pair_lines(summary: dict[str, Any]) -> list[str]:
 
 def frontier_line(frontier: dict[str, Any]) -> str:
     """The dense endpoints by rising FLOPs; those that are dearer than a better one are in brackets."""
-    from routelab.cli.output import number_of
-
     front = [tuple(point) for point in frontier["front"]]
     texts = []
     for point in sorted(frontier["points"], key=lambda point: point["flops"]):
-        text = f"{point['label']} {number_of(point['flops'])}FLOPs {point['loss']:.4f}"
+        text = f"{point['label']} {format_count(point['flops'])}FLOPs {point['loss']:.4f}"
         texts.append(text if (point["flops"], point["loss"]) in front else f"({text})")
     return ", ".join(texts)
 

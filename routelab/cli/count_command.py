@@ -10,6 +10,7 @@ import typer
 
 from routelab.cli.arguments import JsonOption, resolve_overrides
 from routelab.core.errors import UsageError
+from routelab.core.number_format import format_binary_count, format_count
 
 if TYPE_CHECKING:
     from routelab.presets.architecture import Preset
@@ -72,18 +73,18 @@ def count_preset(name: str, context: int | None, stored: str | None, as_json: bo
     out, view = console(), Table(header_style="", title=counted["title"], title_justify="left")
     for column in ("", "exact", ""):
         view.add_column(column, justify="right" if column else "left", no_wrap=True)
-    for label, key, unit in (
-        ("parameters", "total_params", 1000),
-        ("active per token, everything counted", "active_params", 1000),
-        ("active without the input embedding (the published way)", "active_params_without_embedding", 1000),
-        ("buffers beside the parameters", "buffers", 1000),
-        (f"forward FLOPs per token at {context} positions", "flops_per_token", 1000),
-        ("  of them attention's scores and mixtures", "attention_flops_per_token", 1000),
-        (f"weights in {chosen.name}, bytes", "weight_bytes", 1024),
-        ("cache per token, bytes", "cache_bytes_per_token", 1024),
-        (f"cache at {context} positions, bytes", "cache_bytes", 1024),
+    for label, key, write in (
+        ("parameters", "total_params", format_count),
+        ("active per token, everything counted", "active_params", format_count),
+        ("active without the input embedding (the published way)", "active_params_without_embedding", format_count),
+        ("buffers beside the parameters", "buffers", format_count),
+        (f"forward FLOPs per token at {context} positions", "flops_per_token", format_count),
+        ("  of them attention's scores and mixtures", "attention_flops_per_token", format_count),
+        (f"weights in {chosen.name}, bytes", "weight_bytes", format_binary_count),
+        ("cache per token, bytes", "cache_bytes_per_token", format_binary_count),
+        (f"cache at {context} positions, bytes", "cache_bytes", format_binary_count),
     ):
-        view.add_row(label, f"{counted[key]:,}", _short(counted[key], unit))
+        view.add_row(label, f"{counted[key]:,}", write(counted[key]))
     out.print(view)
     parts = ", ".join(f"{part} {count:,}" for part, count in counted["parts"].items() if count)
     out.print(f"Parameters: {parts}", soft_wrap=True)
@@ -179,12 +180,3 @@ def _show_arms(resolved: Any, rows: list[dict[str, Any]]) -> None:
     for row in rows:
         if row["error"]:
             out.print(f"FAILED {row['name']}: {row['error']}", soft_wrap=True)
-
-
-def _short(value: int, unit: int) -> str:
-    """Three digits and a letter; memory in powers of 1024."""
-    letters = ("", "k", "M", "G", "T") if unit == 1000 else ("", "Ki", "Mi", "Gi", "Ti")
-    size, place = float(value), 0
-    while size >= unit and place < len(letters) - 1:
-        size, place = size / unit, place + 1
-    return f"{size:.3g}{letters[place]}" if place else str(value)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +10,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from routelab.core.number_format import (
+    format_change_in_table,
+    format_count,
+    format_count_with_ratio,
+    format_half_width,
+    format_optional,
+)
 from routelab.records.json_io import plain
 
 _MAX_VALUE_CHARACTERS = 60
@@ -50,17 +56,20 @@ def table(summary: dict[str, Any]) -> Table:
         mark = "" if arm["n"] and not arm["failed"] else f" ({arm['failed']} failed)"
         out.add_row(
             marked(label, arm["marks"]) + mark,
-            _mean(arm["loss"]), _mean(arm["metric"]), *([_change(arm["difference"])] if against else []), number_of(arm["flops_per_example"]),
-            _number(arm["flops_ratio"], ".3f"), _number(arm["flops_model"], ".1f", 1e9), _number(arm["flops_executed"], ".1f", 1e9),
-            _sized(arm["active_params"], arm["active_ratio"]), _sized(arm["total_params"], arm["total_ratio"]), _number(arm["seconds"], ".1f"),
-            _number(arm["drop_rate"], ".1%"), _number(arm["load_cv"], ".2f"),
-        )  # fmt: skip
+            format_half_width(arm["loss"]),
+            format_half_width(arm["metric"]),
+            *([format_change_in_table(arm["difference"])] if against else []),
+            format_count(arm["flops_per_example"]),
+            format_optional(arm["flops_ratio"], ".3f"),
+            format_optional(arm["flops_model"], ".1f", 1e9),
+            format_optional(arm["flops_executed"], ".1f", 1e9),
+            format_count_with_ratio(arm["active_params"], arm["active_ratio"]),
+            format_count_with_ratio(arm["total_params"], arm["total_ratio"]),
+            format_optional(arm["seconds"], ".1f"),
+            format_optional(arm["drop_rate"], ".1%"),
+            format_optional(arm["load_cv"], ".2f"),
+        )
     return out
-
-
-def _sized(value: float | None, ratio: float | None) -> str:
-    """A count, and how many times the reference's it is."""
-    return number_of(value) if ratio is None else f"{number_of(value)} {ratio:.2f}x"
 
 
 def print_differences(out: Console, title: str, differing: Mapping[str, tuple[Any, Any]]) -> None:
@@ -76,31 +85,3 @@ def print_differences(out: Console, title: str, differing: Mapping[str, tuple[An
 def _shorten(value: Any) -> str:
     text = " ".join(("none" if value is None else str(value)).split())
     return text if len(text) <= _MAX_VALUE_CHARACTERS else f"{text[: _MAX_VALUE_CHARACTERS - 3]}..."
-
-
-def _mean(value: dict[str, Any] | None) -> str:
-    if value is None:
-        return "-"
-    half = value["high"] - value["mean"]
-    return f"{value['mean']:.4f}" + (f" ±{half:.4f}" if math.isfinite(half) else "")
-
-
-def _change(value: dict[str, Any] | None) -> str:
-    if value is None:
-        return "-"
-    low, mean, high = (math.expm1(value[part]) * 100 for part in ("low", "mean", "high"))
-    return f"{mean:+.1f}% [{low:+.1f}, {high:+.1f}]" if math.isfinite(low) else f"{mean:+.1f}%"
-
-
-def _number(value: float | None, form: str, unit: float = 1.0) -> str:
-    return "-" if value is None else format(value / unit, form)
-
-
-def number_of(value: float | None) -> str:
-    """A count in three digits and a letter: 1.5G."""
-    if value is None:
-        return "n/a"
-    for unit, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= unit:
-            return f"{value / unit:.3g}{letter}"
-    return f"{value:.0f}"

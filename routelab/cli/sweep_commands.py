@@ -9,6 +9,7 @@ import typer
 
 from routelab.cli.arguments import JsonOption, OverridesArg, resolve_overrides
 from routelab.core.errors import UsageError, unknown
+from routelab.core.number_format import format_setting
 
 sweep = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None,
@@ -124,7 +125,7 @@ def best_command(study: StudyArg, extra: ExtraArgs = None, storage: StorageOptio
     for label, found in best.items():
         for row in found["front"]:
             values = ", ".join(f"{name} {row[name]:.5g}" for name in studies.objectives)
-            settings = " ".join(f"{key}={_short(value)}" for key, value in row["settings"].items())
+            settings = " ".join(f"{key}={format_setting(value)}" for key, value in row["settings"].items())
             typer.echo(f"{label}: trial {row['trial']}, {values}: {settings}")
         if not found["front"]:
             typer.echo(f"{label}: no complete trial yet")
@@ -202,10 +203,6 @@ def _options(words: list[str] | None, storage: str | None, workers: int | None) 
     return given
 
 
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
 def _close(done: Any, as_json: bool) -> int:
     """Say what was found; the exit code."""
     from routelab.cli.output import console, print_json, table
@@ -220,7 +217,9 @@ def _close(done: Any, as_json: bool) -> int:
     out.print(status_table(done.status))
     for label, arm in done.status["arms"].items():
         if arm["best"]:
-            out.print(f"  {label}: " + " ".join(f"{key}={_short(value)}" for key, value in arm["best"]["params"].items()))
+            out.print(
+                f"  {label}: " + " ".join(f"{key}={format_setting(value)}" for key, value in arm["best"]["params"].items())
+            )
     for problem in done.problems:
         out.print(f"problem: {problem}")
     if done.comparison:

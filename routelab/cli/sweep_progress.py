@@ -9,8 +9,9 @@ from typing import Any
 
 from rich.table import Table
 
-from routelab.cli.output import console, number_of
+from routelab.cli.output import console
 from routelab.cli.progress import watching_table
+from routelab.core.number_format import format_count
 
 SweepProgress = tuple[Callable[[dict[str, Any]], None], Callable[[int, int, float], None]]
 """Two functions: of the status of the tuning, and of the progress of the comparison that follows."""
@@ -84,7 +85,7 @@ def status_table(status: Mapping[str, Any], left: str = "") -> Table:
         states, best = arm["states"], arm["best"]
         done = f"{states.get('COMPLETE', 0)}" + (f"/{arm['target']}" if arm["target"] else "")
         values = [f"{value:.5g}" for value in best["values"]] if best else ["-"] * len(status["objectives"])
-        spent = number_of(arm["flops"]) + (f"/{number_of(arm['flops_budget'])}" if arm["flops_budget"] else "")
+        spent = format_count(arm["flops"]) + (f"/{format_count(arm['flops_budget'])}" if arm["flops_budget"] else "")
         others = [str(states.get(state, 0)) for state in ("RUNNING", "WAITING", "PRUNED", "FAIL")]
         mark = " (given up)" if arm["given_up"] else ""
         table.add_row(label + mark, done, *others, *values, str(best["trial"]) if best else "-", spent)

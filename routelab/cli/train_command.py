@@ -7,6 +7,7 @@ from typing import Any
 import typer
 
 from routelab.cli.arguments import JsonOption, OverridesArg, PrintConfigOption, resolve_overrides
+from routelab.core.number_format import format_count
 
 
 def train_command(overrides: OverridesArg = None, as_json: JsonOption = False, print_config: PrintConfigOption = False) -> None:
@@ -27,7 +28,7 @@ def train_command(overrides: OverridesArg = None, as_json: JsonOption = False, p
 
 def train(resolved: Any, quiet: bool = False) -> Any:
     """Train one run and print its result."""
-    from routelab.cli.output import console, number_of
+    from routelab.cli.output import console
     from routelab.cli.progress import watching
 
     out = console(quiet)
@@ -44,9 +45,9 @@ def train(resolved: Any, quiet: bool = False) -> Any:
 
     out.print(f"{marked(record['arm'], marks(record))} on {record['data']}, seed {record['seed']}: {quality}")
     out.print(
-        f"{record['steps']} steps, {number_of(record['flops_model'])} FLOPs model, {number_of(record['flops_executed'])} executed, "
-        f"{number_of(record['flops_per_example'])} per example, {number_of(record['active_params'])} active of "
-        f"{number_of(record['total_params'])} parameters, {record['seconds']:.1f} s"
+        f"{record['steps']} steps, {format_count(record['flops_model'])} FLOPs model, {format_count(record['flops_executed'])} executed, "
+        f"{format_count(record['flops_per_example'])} per example, {format_count(record['active_params'])} active of "
+        f"{format_count(record['total_params'])} parameters, {record['seconds']:.1f} s"
     )
     if record["resumed_at"] is not None:
         out.print(f"This run was interrupted, and went on from step {record['resumed_at']}")

@@ -8,6 +8,7 @@ from typing import Any
 
 from routelab.comparison.budget_accounting import NEARLY
 from routelab.comparison.statistics.exact_tests import smallest_sign_flip_p
+from routelab.core.number_format import format_detectable_change, format_level
 from routelab.report.arm_labels import marked
 
 
@@ -96,7 +97,7 @@ def sentence_of(arms: Mapping[str, Any], reference: str | None, data: str, level
     test = ""
     if any(judged.values()):
         name = "sequential paired t-tests over seeds, Bonferroni" if sequential else "paired t-tests over seeds, Holm-adjusted"
-        test = f" ({name}, level {f'{level:g}'.lstrip('0')})"
+        test = f" ({name}, level {format_level(level)})"
     leaking = [label for label, arm in arms.items() if arm["leaks"]]
     warning = f" No fair comparison, as outputs depend on what they must not: {_list(leaking)}." if leaking else ""
     # References outside the loop were matched to nothing.
@@ -130,18 +131,12 @@ def caveat_of(arms: Mapping[str, Any], seeds: int, sequential: bool) -> str:
     )
     detectable = [arm["detectable"] for arm in arms.values() if arm.get("detectable") and math.isfinite(arm["detectable"])]
     if detectable:
-        low, high = _percent(min(detectable)), _percent(max(detectable))
+        low, high = format_detectable_change(min(detectable)), format_detectable_change(max(detectable))
         text += (
             f"; before adjustment, a difference in test loss must be about {low if low == high else f'{low} to {high} (by arm)'} "
             "to be found 8 times in 10"
         )
     return f"{text}. {fixed}"
-
-
-def _percent(log: float) -> str:
-    """A difference of logs, above 0, as a change in percent."""
-    percent = 100 * math.expm1(min(log, 10.0))
-    return "more than 1000%" if percent > 1000 else f"{percent:.0f}%" if percent >= 10 else f"{percent:.2g}%"
 
 
 def _finite(*values: float | None) -> bool:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from routelab.records.json_io import finite, write_text
+from routelab.core.number_format import (
+    NO_VALUE,
+    format_change,
+    format_interval_parts,
+    format_number,
+    format_short_percent,
+    format_with_ratio,
+)
+from routelab.records.json_io import write_text
 from routelab.report.arm_labels import intervals_of, marked
 from routelab.report.html_page import rendered
-from routelab.report.plots.plot_style import NOTHING, Drawn, inline_svg, short
+from routelab.report.plots.plot_style import Drawn, inline_svg
 from routelab.report.plots.report_plots import figures_of, save_figures
 
 _DIFF_LIMIT = 100_000
@@ -30,7 +37,7 @@ def write_report(path: Path, summary: Mapping[str, Any], records: Sequence[Mappi
     text = rendered(
         Path(__file__).with_name("report.html"),
         title=f"Comparison {summary.get('name') or ''}".strip(),
-        data=summary.get("data") or NOTHING,
+        data=summary.get("data") or NO_VALUE,
         metric=summary.get("metric") or "metric",
         reference=summary.get("reference"),
         seeds_line=_seeds_line(summary.get("seeds") or []),
@@ -46,7 +53,7 @@ def write_report(path: Path, summary: Mapping[str, Any], records: Sequence[Mappi
         costs=_costs(summary.get("arms") or {}),
         tuning=_tuning(summary),
         yardsticks=[
-            (each["name"], f"{each['metric']} {short(each['value'], 4)}", each["note"])
+            (each["name"], f"{each['metric']} {format_number(each['value'], 4)}", each["note"])
             for each in summary.get("yardsticks") or ()
         ],
         # Drawn here, and every text in it escaped by matplotlib.
@@ -71,19 +78,19 @@ def _tabled(drawn: Drawn) -> Grid | None:
     if not drawn.tabled:
         return None
     heading, *rows = drawn.table
-    texts = [[cell if isinstance(cell, str) else short(cell, 4) for cell in row] for row in rows]
+    texts = [[cell if isinstance(cell, str) else format_number(cell, 4) for cell in row] for row in rows]
     return [str(name).replace("_", " ") for name in heading], texts
 
 
 def _row(label: str, arm: Mapping[str, Any], compared: bool) -> dict[str, Any]:
     """compared: whether there is a reference, beside which arms are judged."""
-    difference = [_interval(arm.get("difference"), signed=True)] if compared else []
+    difference = [format_interval_parts(arm.get("difference"), signed=True)] if compared else []
     return {
         "label": label,
         "marks": ", ".join(arm.get("marks") or ()),
         "n": arm.get("n", 0),
         "failed": arm.get("failed") or 0,
-        "intervals": [_interval(arm.get("loss")), _interval(arm.get("metric")), *difference],
+        "intervals": [format_interval_parts(arm.get("loss")), format_interval_parts(arm.get("metric")), *difference],
         "claims": _claims(arm) if compared else [],
     }
 
@@ -96,25 +103,27 @@ def _costs(arms: Mapping[str, Any]) -> Grid:
     headings += [f"Inference, batch {' / '.join(sizes)}"] if sizes else []
     rows = []
     for label, arm in arms.items():
-        ratio = short(arm.get("flops_ratio"))
-        before = f" after {short(arm.get('initial_flops'))}" if arm.get("initial_flops") else ""
+        ratio = format_number(arm.get("flops_ratio"))
+        before = f" after {format_number(arm.get('initial_flops'))}" if arm.get("initial_flops") else ""
         row = [
             label,
-            short(arm.get("flops_per_example")),
-            short(arm.get("flops_per_example_measured")),
-            ratio if ratio == NOTHING else f"{ratio}\u00d7",
-            _beside(arm.get("active_params"), arm.get("active_ratio")),
-            _beside(arm.get("total_params"), arm.get("total_ratio")),
-            f"{short(arm.get('flops_model'))}{before}",
+            format_number(arm.get("flops_per_example")),
+            format_number(arm.get("flops_per_example_measured")),
+            ratio if ratio == NO_VALUE else f"{ratio}\u00d7",
+            format_with_ratio(arm.get("active_params"), arm.get("active_ratio")),
+            format_with_ratio(arm.get("total_params"), arm.get("total_ratio")),
+            f"{format_number(arm.get('flops_model'))}{before}",
             # A reference outside the loop takes no steps.
-            *(short(arm.get(key) or None) for key in ("flops_executed", "steps", "seconds")),
-            _percent(arm.get("drop_rate")),
-            short(arm.get("load_cv")),
-            {True: "yes", False: "no"}.get(arm.get("causal"), NOTHING),
-            short((arm.get("memory") or {}).get("peak")),
+            *(format_number(arm.get(key) or None) for key in ("flops_executed", "steps", "seconds")),
+            format_short_percent(arm.get("drop_rate")),
+            format_number(arm.get("load_cv")),
+            {True: "yes", False: "no"}.get(arm.get("causal"), NO_VALUE),
+            format_number((arm.get("memory") or {}).get("peak")),
         ]
         timed = arm.get("inference") or {}
-        taken = " / ".join(short(1e6 * timed[size]) if size in timed else NOTHING for size in sizes) if timed else NOTHING
+        taken = (
+            " / ".join(format_number(1e6 * timed[size]) if size in timed else NO_VALUE for size in sizes) if timed else NO_VALUE
+        )
         rows.append([*row, *([taken] if sizes else [])])
     return headings, rows
 
@@ -123,15 +132,15 @@ def _tuning(summary: Mapping[str, Any]) -> Grid | None:
     """What choosing settings cost, and what was chosen, of arms that had a choice; None if none had."""
     rows = []
     for label, found in (summary.get("tuned") or {}).items():
-        tried = ", ".join(f"{float(rate):g} ({short(loss, 4)})" for rate, loss in found["validation"].items())
+        tried = ", ".join(f"{float(rate):g} ({format_number(loss, 4)})" for rate, loss in found["validation"].items())
         edge = "; at the edge of what was tried" if found["edge"] else ""
-        rows.append([label, short(found["flops"]), f"learning rate {found['rate']:g} of {tried}{edge}"])
+        rows.append([label, format_number(found["flops"]), f"learning rate {found['rate']:g} of {tried}{edge}"])
     for label, found in (summary.get("tuning") or {}).items():
         trials = f"{found['complete']} complete trials, {found['pruned']} pruned, {found['failed']} failed"
         settings = ", ".join(
-            f"{key} {value if isinstance(value, str) else short(value)}" for key, value in _best(found).items()
+            f"{key} {value if isinstance(value, str) else format_number(value)}" for key, value in _best(found).items()
         )
-        rows.append([label, short(found["flops"]), f"{settings or 'nothing'} by {trials}"])
+        rows.append([label, format_number(found["flops"]), f"{settings or 'nothing'} by {trials}"])
     return (["Arm", "Tuning FLOPs", "Chosen"], rows) if rows else None
 
 
@@ -156,7 +165,9 @@ def _quality(arms: Mapping[str, Any]) -> Grid | None:
     ]
     if not wanted:
         return None
-    rows = [[label, *(short((arm.get(group) or {}).get(key)) for group, key, _ in wanted)] for label, arm in arms.items()]
+    rows = [
+        [label, *(format_number((arm.get(group) or {}).get(key)) for group, key, _ in wanted)] for label, arm in arms.items()
+    ]
     return ["Arm", *(title for _, _, title in wanted)], rows
 
 
@@ -168,60 +179,33 @@ def _domains(arms: Mapping[str, Any]) -> Grid | None:
     rows = []
     for label, arm in arms.items():
         each = [(arm.get("by_domain") or {}).get(name) or {} for name in names]
-        rows.append([label, *(f"{short((d.get('loss') or {}).get('mean'), 4)} {_change(d.get('difference'))}" for d in each)])
+        rows.append(
+            [
+                label,
+                *(f"{format_number((d.get('loss') or {}).get('mean'), 4)} {format_change(d.get('difference'))}" for d in each),
+            ]
+        )
     return ["Arm", *names], rows
-
-
-def _change(difference: Mapping[str, Any] | None) -> str:
-    """A difference in log loss as "+1.2% [+0.8, +1.6]"."""
-    parts = [finite((difference or {}).get(part)) for part in ("mean", "low", "high")]
-    mean, low, high = (None if part is None else 100 * math.expm1(part) for part in parts)
-    if mean is None:
-        return ""
-    return f"{mean:+.1f}%" + ("" if low is None or high is None else f" [{low:+.1f}, {high:+.1f}]")
 
 
 def _claims(arm: Mapping[str, Any]) -> list[str]:
     """p-values, leverage, dense size and time of an arm, as far as there are any."""
-    found = [short(arm.get("p_holm"), 2), short(arm.get("p_sign_flip"), 2)]
+    found = [format_number(arm.get("p_holm"), 2), format_number(arm.get("p_sign_flip"), 2)]
     place, time = arm.get("leverage"), arm.get("time_ratio")
     if place:
         own, size = place["own"], place["effective_size"]
-        found.append(f"{_BOUNDS[own['bound']]}{short(own['mean'])}")
-        found.append(NOTHING if size is None else f"{_BOUNDS[size['bound']]}{short(size['params'])}")
+        found.append(f"{_BOUNDS[own['bound']]}{format_number(own['mean'])}")
+        found.append(NO_VALUE if size is None else f"{_BOUNDS[size['bound']]}{format_number(size['params'])}")
     else:
-        found += [NOTHING, NOTHING]
-    found.append(NOTHING if time is None else f"{short(time['mean'])}\u00d7")
+        found += [NO_VALUE, NO_VALUE]
+    found.append(NO_VALUE if time is None else f"{format_number(time['mean'])}\u00d7")
     target = arm.get("to_target") or {}
-    reached = [short((target.get(key) or {}).get("mean")) for key in ("flops", "seconds")]
+    reached = [format_number((target.get(key) or {}).get("mean")) for key in ("flops", "seconds")]
     censored = f", {target['censored']} never" if target.get("censored") else ""
-    return [*found, NOTHING if set(reached) == {NOTHING} and not censored else f"{' / '.join(reached)}{censored}"]
+    return [*found, NO_VALUE if set(reached) == {NO_VALUE} and not censored else f"{' / '.join(reached)}{censored}"]
 
 
 _BOUNDS = {"=": "", ">": "> ", "<": "< "}
-
-
-def _interval(interval: Mapping[str, Any] | None, signed: bool = False) -> dict[str, str]:
-    mean = finite((interval or {}).get("mean"))
-    low, high = finite((interval or {}).get("low")), finite((interval or {}).get("high"))
-    if mean is None:
-        return {"mean": NOTHING, "bounds": ""}
-    # As many decimals as the interval's width deserves, the same for all three numbers.
-    width = abs(mean) / 100 if low is None or high is None or high <= low else high - low
-    decimals = min(8, max(2, 1 - math.floor(math.log10(width)))) if width > 0 else 4
-    sign = "+" if signed else ""
-    bounds = "" if low is None or high is None else f"[{low:{sign}.{decimals}f}, {high:{sign}.{decimals}f}]"
-    return {"mean": f"{mean:{sign}.{decimals}f}", "bounds": bounds}
-
-
-def _beside(value: object, ratio: object) -> str:
-    """A size, and how many times the reference's it is."""
-    return short(value) if ratio is None else f"{short(value)} ({short(ratio)}\u00d7)"
-
-
-def _percent(value: object) -> str:
-    number = finite(value)
-    return NOTHING if number is None else f"{short(100 * number)}%"
 
 
 def _seeds_line(seeds: Sequence[Any]) -> str:

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from routelab.core.errors import UsageError
-from routelab.records.json_io import finite, plain
+from routelab.core.number_format import finite
+from routelab.records.json_io import plain
 from routelab.tracking.load_heatmap import load_figure, load_table
 from routelab.tracking.record_mapping import (
     CELL_TAG,

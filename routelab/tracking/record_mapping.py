@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from routelab.records.json_io import finite
+from routelab.core.number_format import finite
 
 CELL_TAG = "routelab.cell"
 """The tag of a child run that holds its cell, the content address of (arm, seed, data, budget, code)."""

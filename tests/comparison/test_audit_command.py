@@ -10,7 +10,7 @@ from routelab.comparison.audit import Audit, audit, audit_step
 from routelab.comparison.compare import plan
 from routelab.config.resolve import resolve
 from routelab.core.flops import Flops
-from routelab.experts import moe_layer as mixture
+from routelab.experts import moe_layer
 from routelab.routers.router_registry import ROUTERS
 
 
@@ -42,13 +42,13 @@ def test_a_wrong_count_is_found(wrong, tmp_path, monkeypatch):
         monkeypatch.setattr(arm, "flops", lambda *a, **k: Flops(flops(*a, **k).model, flops(*a, **k).executed * 1.02))
     elif wrong == "rows":
         # A dispatch that reports half the rows that it ran.
-        run = mixture.run
+        run = moe_layer.run
 
         def halved(*given):
             out, executed = run(*given)
             return out, executed / 2
 
-        monkeypatch.setattr(mixture, "run", halved)
+        monkeypatch.setattr(moe_layer, "run", halved)
     else:
         total = arm.task.loss
         monkeypatch.setattr(

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from routelab.core.number_format import format_number
 from routelab.report.comparison_report import write_report
 from routelab.report.plots.arm_plots import loss_curves
-from routelab.report.plots.plot_style import short
 from routelab.report.plots.report_plots import figures_of
 
 ARMS = ("dense", "switch-cf{1.0}", "_soft$x$", '<script>alert("1")</script>')
@@ -292,7 +292,9 @@ def test_what_earlier_runs_took_stands_beside_the_training_flops(tmp_path: Path)
     made = summary()
     made["arms"][ARMS[1]] |= {"flops_model": 1.5e12, "initial_flops": 3e11}
     write_report(tmp_path / "report.html", made, records(), figures=False)
-    assert f"<td>{short(1.5e12)} after {short(3e11)}</td>" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert f"<td>{format_number(1.5e12)} after {format_number(3e11)}</td>" in (tmp_path / "report.html").read_text(
+        encoding="utf-8"
+    )
 
 
 def curves(*lines: list[tuple[float, float]], arm: str = "a") -> list[dict[str, Any]]:
@@ -345,4 +347,4 @@ def test_a_long_label_takes_a_legend_of_fewer_columns() -> None:
     ],
 )
 def test_short_numbers(value: object, text: str) -> None:
-    assert short(value) == text
+    assert format_number(value) == text

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from routelab.analysis.latency.dense_counterparts import MIXTURE
 from routelab.analysis.latency.measure import TOKEN, WHOLE
 from routelab.analysis.latency.profiler import PARTS
-from routelab.report.plots.plot_style import Drawn, bounded, colour, legend, log_axis, marker, style
+from routelab.core.number_format import is_bounded
+from routelab.report.plots.plot_style import Drawn, colour, legend, log_axis, marker, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,7 +46,7 @@ def ratios(found: Found) -> Drawn:
             above.plot(x, [row["ratio"]["mean"] for row in rows], **look)
             values += [row["ratio"]["mean"] for row in rows]
             for row in rows:
-                if bounded(row["ratio"]):
+                if is_bounded(row["ratio"]):
                     above.plot([row["batch"]] * 2, [row["ratio"]["low"], row["ratio"]["high"]], color=colour(index), alpha=0.6)
             flops = found["arms"][MIXTURE]["flops_per_example"] / found["arms"][name]["flops_per_example"]
             above.axhline(flops, color=colour(index), linewidth=1, linestyle=":")

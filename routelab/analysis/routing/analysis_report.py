@@ -10,9 +10,10 @@ from routelab.analysis.routing.analyze import sentences
 from routelab.analysis.routing.colored_text import COLOURS, LINES, NO_EXPERT, example_texts
 from routelab.analysis.routing.routing_plots import TITLES, figures_of, shown_layers
 from routelab.analysis.trained_run import TrainedRun
+from routelab.core.number_format import NO_VALUE, format_number, format_percent
 from routelab.records.json_io import write_json, write_text
 from routelab.report.html_page import rendered
-from routelab.report.plots.plot_style import NOTHING, inline_svg, short
+from routelab.report.plots.plot_style import inline_svg
 from routelab.report.plots.report_plots import save_figures
 
 PAGE, NUMBERS, FIGURES = "analysis.html", "analysis.json", "figures"
@@ -60,18 +61,16 @@ def sample_line(found: Mapping[str, Any]) -> str:
 def _row(place: int, layer: Mapping[str, Any], found: Mapping[str, Any]) -> tuple[str, list[str]]:
     repeats = layer["repetition"]["all"]["first"]
     cells = [layer["plan"], str(layer["experts"]), str(len(layer["dead"])), str(len(layer["nearly_dead"]))]
-    cells.append(_percent(layer["unrouted"]))
-    cells.append(NOTHING if layer["similarity"] is None else str(len(layer["similarity"]["duplicates"])))
-    cells.append(short(layer["confidence"]["largest"][2]))
-    cells += [NOTHING] * 2 if repeats is None else [_percent(repeats["share"]["mean"]), _percent(repeats["chance"])]
+    cells.append(format_percent(layer["unrouted"]))
+    cells.append(NO_VALUE if layer["similarity"] is None else str(len(layer["similarity"]["duplicates"])))
+    cells.append(format_number(layer["confidence"]["largest"][2]))
+    cells += (
+        [NO_VALUE] * 2 if repeats is None else [format_percent(repeats["share"]["mean"]), format_percent(repeats["chance"])]
+    )
     for label in found["labels"].values():
         test = label["information"][place] if place < len(label["information"]) else None
-        cells.append(NOTHING if test is None else f"{test['corrected']:.3f} (p={short(test['p'], 2)})")
+        cells.append(NO_VALUE if test is None else f"{test['corrected']:.3f} (p={format_number(test['p'], 2)})")
     return str(place), cells
-
-
-def _percent(value: float) -> str:
-    return f"{100 * value:.1f}%"
 
 
 def texts_by_expert(run: TrainedRun, found: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -37,9 +37,8 @@ from routelab.analysis.routing.routing_capture import Observed, observe, outputs
 from routelab.analysis.routing.token_labels import Label, bytes_of, labels_of
 from routelab.analysis.trained_run import TrainedRun
 from routelab.core.intervals import grouped_interval
+from routelab.core.number_format import finite, format_interval, format_percent
 from routelab.experts.moe_layer import MixtureLayer
-from routelab.records.json_io import finite
-from routelab.report.plots.plot_style import bounded
 
 Array = NDArray[Any]
 
@@ -212,8 +211,9 @@ def sentences(found: dict[str, Any]) -> list[str]:
     ]
     if repeats:
         layer, most = max(repeats, key=lambda pair: pair[1]["share"]["mean"] - pair[1]["chance"])
+        share = format_interval(most["share"], format_percent)
         said.append(
-            f"Consecutive tokens share their first expert in {_share(most['share'])} of cases in layer {layer}; any two of a text in "
+            f"Consecutive tokens share their first expert in {share} of cases in layer {layer}; any two of a text in "
             f"{most['within']:.1%}, any two in {most['chance']:.1%} (chance under its load), {most['uniform']:.1%} with even loads."
         )
     whole = found["paths"]
@@ -244,11 +244,6 @@ def _unit(name: str) -> str:
     return {"domain": "the domain", "class": "the class", "target": "the quarter of the target", "byte": "the kind of byte"}[
         name
     ]
-
-
-def _share(interval: dict[str, Any]) -> str:
-    mean = f"{interval['mean']:.1%}"
-    return f"{mean} [{interval['low']:.1%}, {interval['high']:.1%}]" if bounded(interval) else mean
 
 
 def _rise(interval: dict[str, Any]) -> str:

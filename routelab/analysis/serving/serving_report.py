@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from routelab.core.number_format import format_bytes, format_interval, format_number, format_percent, is_bounded
 from routelab.records.csv_io import write_csv
 from routelab.records.json_io import plain, write_json
-from routelab.report.plots.plot_style import NOTHING, Drawn, bounded, colour, dash, legend, marker, short, style
+from routelab.report.plots.plot_style import Drawn, colour, dash, legend, marker, style
 from routelab.report.plots.report_plots import save_figures
 
 Found = Mapping[str, Any]
@@ -83,10 +85,10 @@ def about_rows(found: Sequence[Found]) -> list[list[str]]:
         if each["per_text"]:
             served += ", which choose"
         unit = each["unit"] if each["unit"] == "expert" else "an expert of all layers"
-        used = f"{short(each['in_use'])} of {each['experts']}"
+        used = f"{format_number(each['in_use'])} of {each['experts']}"
         rows.append([
-            name, unit, amount(each["unit_bytes"]), str(each["units"]), used, amount(each["other_bytes"]), served,
-            interval(each["loss"], 4),
+            name, unit, format_bytes(each["unit_bytes"]), str(each["units"]), used, format_bytes(each["other_bytes"]), served,
+            format_interval(each["loss"], partial(format_number, digits=4)),
         ])  # fmt: skip
     return rows
 
@@ -105,36 +107,13 @@ def batch_rows(found: Sequence[Found], batch: int) -> list[list[str]]:
                 continue
             shown.add((name, row["slots"]))
             rows.append([
-                name, f"{row['resident']} of {each['units']}, {amount(row['resident_bytes'])}",
-                interval(row["bytes_per_token"], 3, amount), interval(row["hit_rate"], 3, percent),
-                percent(row["chance"]), percent(row["optimum"]),
-                short(row.get("milliseconds")), short(row.get("milliseconds_p95")), interval(row.get("ratio"), 3),
-                interval(row.get("work_ratio"), 3),
+                name, f"{row['resident']} of {each['units']}, {format_bytes(row['resident_bytes'])}",
+                format_interval(row["bytes_per_token"], format_bytes), format_interval(row["hit_rate"], format_percent),
+                format_percent(row["chance"]), format_percent(row["optimum"]),
+                format_number(row.get("milliseconds")), format_number(row.get("milliseconds_p95")), format_interval(row.get("ratio")),
+                format_interval(row.get("work_ratio")),
             ])  # fmt: skip
     return rows
-
-
-def amount(count: float) -> str:
-    """Bytes in few characters."""
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if abs(count) >= size:
-            return f"{short(count / size)} {unit}"
-    return f"{short(count)} B"
-
-
-def percent(value: float) -> str:
-    """A share; a dash for one of nothing."""
-    return NOTHING if math.isnan(value) else f"{100 * value:.1f}%"
-
-
-def interval(value: Mapping[str, Any] | None, digits: int, shown: Any = None) -> str:
-    """A mean, or a median, and its bounds where it has any."""
-    if value is None:
-        return NOTHING
-    write = shown or (lambda number: short(number, digits))
-    if not bounded(value):
-        return str(write(value["mean"]))
-    return f"{write(value['mean'])} [{write(value['low'])}, {write(value['high'])}]"
 
 
 def sentences(found: Sequence[Found], share: float = 0.25) -> list[str]:
@@ -147,7 +126,7 @@ def sentences(found: Sequence[Found], share: float = 0.25) -> list[str]:
                 row = row_at(each, sizes[0], share)
                 said.append(
                     f"{name}: a text has one choice for all {each['layers']} layers; with {row['resident']} of {each['units']} in memory it "
-                    f"costs {interval(row['bytes_per_example'], 3, amount)} to read, its prompt included."
+                    f"costs {format_interval(row['bytes_per_example'], format_bytes)} to read, its prompt included."
                 )
         if len(found) > 1:
             said.append(_fewest(names, found, sizes[0], share))
@@ -157,7 +136,7 @@ def sentences(found: Sequence[Found], share: float = 0.25) -> list[str]:
         exact = "to the bit" if all(each["device"] == "cpu" for each in found) else "up to the rounding of a GPU's sums"
         said.append(
             f"Outputs with experts on disk equal, {exact}, those with all of them in memory one by one; the kernels that the model "
-            f"itself takes round otherwise, by up to {short(apart, 2)}."
+            f"itself takes round otherwise, by up to {format_number(apart, 2)}."
         )
     elif timed:
         wrong = sorted(
@@ -184,19 +163,20 @@ def _stability(name: str, each: Found, row: Found) -> str:
     if each["needs_all"]:
         return (
             f"{name}: every token needs every expert of a layer, whatever it is, so there is no choice to be stable; {where} "
-            f"{percent(row['hit_rate']['mean'])} of the requests find their expert there."
+            f"{format_percent(row['hit_rate']['mean'])} of the requests find their expert there."
         )
     hit, chance, within = row["hit_rate"], row["chance"], row["within"]
     verdict = "no difference from chance is shown"
-    if bounded(hit) and hit["low"] > max(chance, within):
+    if is_bounded(hit) and hit["low"] > max(chance, within):
         verdict = "more than either: its choices last"
-    elif bounded(hit) and hit["low"] > chance:
+    elif is_bounded(hit) and hit["low"] > chance:
         verdict = "more than by chance, as texts keep to experts of their own; in what order is not shown to matter"
-    elif bounded(hit) and hit["high"] < chance:
+    elif is_bounded(hit) and hit["high"] < chance:
         verdict = "less than by chance: its choices alternate"
     return (
-        f"{name}: {where} {interval(hit, 3, percent)} of the requests for an expert find it there, {percent(chance)} by chance under the same "
-        f"load, {percent(within)} with each text's tokens in any order, {percent(row['optimum'])} at best; {verdict}."
+        f"{name}: {where} {format_interval(hit, format_percent)} of the requests for an expert find it there, "
+        f"{format_percent(chance)} by chance under the same load, {format_percent(within)} with each text's tokens in any order, "
+        f"{format_percent(row['optimum'])} at best; {verdict}."
     )
 
 
@@ -205,7 +185,7 @@ def _fewest(names: Sequence[str], found: Sequence[Found], batch: int, share: flo
         ((row_at(each, batch, share)["bytes_per_token"], name) for name, each in zip(names, found, strict=True)),
         key=lambda pair: pair[0]["mean"],
     )
-    told = "; ".join(f"{name} {interval(value, 3, amount)}" for value, name in rows)
+    told = "; ".join(f"{name} {format_interval(value, format_bytes)}" for value, name in rows)
     return f"Bytes read per token with {share:.0%} of the experts in memory, fewest first: {told}."
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from routelab.core.intervals import mean_interval
+from routelab.core.number_format import is_bounded
 from routelab.records.derived_values import curve_points
 from routelab.report.arm_labels import intervals_of, marked, marks
 from routelab.report.plots import plot_style as drawing
@@ -15,7 +16,7 @@ from routelab.tracking.load_heatmap import load_figure, load_table
 
 def forest(summary: Mapping[str, Any], records: Sequence[Record]) -> Drawn | None:
     """Paired differences in log loss with their intervals, and the margin within which arms count as equal."""
-    arms = {label: arm for label, arm in (summary.get("arms") or {}).items() if drawing.bounded(arm.get("difference"))}
+    arms = {label: arm for label, arm in (summary.get("arms") or {}).items() if is_bounded(arm.get("difference"))}
     if not arms:
         return None
     figure, axes, _ = drawing.sheet(0, 0, 1.2 + 0.42 * len(arms))

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from routelab.core.number_format import is_bounded
 from routelab.records.derived_values import spent
 from routelab.report.arm_labels import marked
 from routelab.report.plots import plot_style as drawing
@@ -78,7 +79,7 @@ def leverage_by_target(summary: Mapping[str, Any], records: Sequence[Record]) ->
                 [p["loss"] for p in points], [p["mean"] for p in points], drawing.dash(index), color=drawing.colour(index)
             )
         for point in points:
-            if drawing.bounded(point):
+            if is_bounded(point):
                 axes.plot(
                     [point["loss"]] * 2, [point["low"], point["high"]], color=drawing.colour(index), linewidth=2, alpha=0.6
                 )

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from routelab.core.number_format import is_bounded
 from routelab.report.arm_labels import intervals_of
-from routelab.report.plots.plot_style import Drawn, Record, bounded, colour, places
+from routelab.report.plots.plot_style import Drawn, Record, colour, places
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -74,7 +75,7 @@ def _forest(axes: Axes, summary: Mapping[str, Any], judged: Sequence[Mapping[str
         gap, shade = pair.get("difference"), colour(place[pair["arm"]])
         if gap is None:
             continue
-        if bounded(gap):
+        if is_bounded(gap):
             axes.plot([gap["low"], gap["high"]], [row, row], color=shade, linewidth=2, solid_capstyle="butt")
         axes.plot([gap["mean"]], [row], "o", color=shade)
     axes.set_yticks(range(len(judged)), [f"{pair['arm']}\n\u2212 {pair['against']}" for pair in judged], fontsize=9)

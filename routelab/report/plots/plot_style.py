@@ -10,14 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from routelab.records.json_io import finite
+from routelab.core.number_format import format_number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-NOTHING = "\u2013"
-"""What stands where there is no value."""
 
 _INK = "#010203"
 """The colour of axes and text in a drawn figure, replaced by that of the page: light and dark share one drawing."""
@@ -93,7 +90,7 @@ def log_axis(axis: Any, values: list[float]) -> None:
         axis._set_axes_scale("log")
         axis.set_major_locator(LogLocator(subs=(1.0,) if high > 1000 * low else (1.0, 2.0, 5.0)))
         axis.set_minor_formatter(NullFormatter())
-    axis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: format_number(value)))
 
 
 def style(name: str = "") -> Any:  # The keys are typed one by one from matplotlib 3.11 on, and were text before.
@@ -133,25 +130,6 @@ def save_png(figure: Figure, path: Path) -> None:
         figure.savefig(path, format="png", dpi=160, facecolor="white", metadata={"Software": None})
 
 
-def short(value: object, digits: int = 3) -> str:
-    """A number in few characters, `1.2e9` rather than `1.2e+09`; a dash for None and for what is not finite."""
-    number = finite(value)
-    if number is None:
-        return NOTHING
-    if number == 0:
-        return "0"
-    if 1e-3 <= abs(number) < 1e5:
-        text = f"{number:.{max(0, digits - 1 - math.floor(math.log10(abs(number))))}f}"
-        return text.rstrip("0").rstrip(".") if "." in text else text
-    mantissa, exponent = f"{number:.{digits - 1}e}".split("e")
-    return f"{mantissa.rstrip('0').rstrip('.') if '.' in mantissa else mantissa}e{int(exponent)}"
-
-
 def places(summary: Mapping[str, Any]) -> dict[str, int]:
     """Where each arm stands: it has the same colour in every figure."""
     return {label: index for index, label in enumerate(summary.get("arms") or ())}
-
-
-def bounded(interval: Mapping[str, Any] | None) -> bool:
-    values = [(interval or {}).get(part) for part in ("mean", "low", "high")]
-    return all(value is not None and math.isfinite(value) for value in values)

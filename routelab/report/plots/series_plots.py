@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from routelab.records.json_io import finite
-from routelab.report.plots.plot_style import Drawn, bounded, colour, legend, log_axis, marker
+from routelab.core.number_format import finite, format_exact_change, is_bounded
+from routelab.report.plots.plot_style import Drawn, colour, legend, log_axis, marker
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,7 +42,7 @@ def _drawn(summary: Mapping[str, Any], options: Sequence[str], lines: Sequence[M
         shade, shape = colour(index), marker(index)
         points = [(where[_key(point["at"])], figures_of_arm(summary, arms[point["arm"]])) for point in line["points"]]
         for x, each in points:
-            if bounded(each["loss"]):
+            if is_bounded(each["loss"]):
                 loss.plot([x, x], [each["loss"]["low"], each["loss"]["high"]], color=shade, linewidth=2, alpha=0.6)
         drawn = _line(loss, [(x, (each["loss"] or {}).get("mean")) for x, each in points], shade, shape, "-")
         handles += drawn
@@ -53,7 +52,7 @@ def _drawn(summary: Mapping[str, Any], options: Sequence[str], lines: Sequence[M
                 _line(axes, [(x, each[key]) for x, each in points], shade, shape, dashes)
     if reference in arms:
         own = figures_of_arm(summary, arms[reference])
-        if bounded(own["loss"]):
+        if is_bounded(own["loss"]):
             loss.axhspan(own["loss"]["low"], own["loss"]["high"], color=_GREY, alpha=0.18, linewidth=0)
         pairs = ((loss, (own["loss"] or {}).get("mean"), "-"), (params, own["total_params"], "-"), (memory, own["held"], "-"),
                  (speed, own["predicted"], "-"), (speed, own["trained"], ":"))  # fmt: skip
@@ -108,19 +107,13 @@ def _table(
     for label, at in [*of_reference, *((point["arm"], point["at"]) for line in lines for point in line["points"])]:
         arm = arms[label]
         own = figures_of_arm(summary, arm)
-        change = {part: _percent((arm.get("difference") or {}).get(part)) for part in ("mean", "low", "high")}
+        change = {part: format_exact_change((arm.get("difference") or {}).get(part)) for part in ("mean", "low", "high")}
         of_loss, of_worth = arm.get("loss") or {}, (arm.get("leverage") or {}).get("own") or {}
         row = [label, *at, *(of_loss.get(part) for part in ("mean", "low", "high")), *change.values()]
         row += [arm.get("n"), arm.get("state"), *(of_worth.get(part) for part in ("mean", "low", "high", "bound"))]
         row += [arm.get("flops_ratio"), arm.get("active_params"), own["total_params"], own["held"], own["peak"]]
         rows.append([*row, own["predicted"], own["trained"]])
     return rows
-
-
-def _percent(log: object) -> str | None:
-    """A difference of logs as a change in percent."""
-    value = finite(log)
-    return None if value is None else f"{math.expm1(value):+.2%}"
 
 
 def _key(at: Sequence[Any]) -> tuple[str, ...]:
