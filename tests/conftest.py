@@ -10,6 +10,12 @@ import torch
 # One thread a process: pytest runs a process per core, and small products lose more than they gain by threads.
 torch.set_num_threads(1)
 
+if not torch.accelerator.is_available():
+    # For devices that may yet be initialised, every torch.manual_seed formats the whole call stack, up to four times: a fifth of
+    # the time of tests that seed often. Without any such device the seeds go nowhere.
+    for devices in (torch.cuda, torch.xpu, torch.mtia):
+        devices.manual_seed_all = lambda seed: None
+
 
 class PowerCutError(BaseException):
     """The power goes off: no exception, which the loop would put down to the arm."""
