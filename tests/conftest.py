@@ -1,7 +1,9 @@
 """What tests of several folders share."""
 
 import importlib
+import shutil
 import sys
+from concurrent.futures import Executor, Future
 from contextlib import contextmanager
 
 import pytest
@@ -71,3 +73,69 @@ def importable(tmp_path, monkeypatch):
     yield module
     for name in made:
         sys.modules.pop(name, None)
+
+
+class _Here(Executor):
+    """An executor that works in this process, one call after another, whenever somebody waits."""
+
+    def __init__(self, channel):
+        from routelab.comparison import workers
+
+        workers._queue = channel
+        self._calls = 0
+
+    def submit(self, call, /, *given):
+        future = Future()
+        future.call, future.number = (lambda: call(*given)), self._calls
+        self._calls += 1
+        return future
+
+
+def _wait_here(pending, timeout, return_when):
+    future = min(pending, key=lambda future: future.number)
+    try:
+        future.set_result(future.call())
+    except Exception as error:
+        future.set_exception(error)
+    return {future}, pending - {future}
+
+
+@pytest.fixture(scope="session")
+def in_this_process():
+    """`with in_this_process():` comparisons within train here, and not in workers, each of which spends seconds of CPU time on
+    imports. For tests of what a comparison finds, and not of its processes."""
+
+    @contextmanager
+    def here():
+        from routelab.comparison import workers
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(workers, "ProcessPoolExecutor", lambda count, mp_context, initializer, initargs: _Here(initargs[0]))
+            patch.setattr(workers, "wait", _wait_here)
+            yield
+
+    return here
+
+
+@pytest.fixture
+def trained_here(in_this_process):
+    """Comparisons of this test train in this process."""
+    with in_this_process():
+        yield
+
+
+@pytest.fixture(scope="session")
+def new_store(tmp_path_factory):
+    """`new_store(path)` leaves an empty MLflow database there: a copy of one, as the creation of its tables takes most of a
+    second."""
+    from routelab.training.tracking import Tracker
+
+    empty = tmp_path_factory.mktemp("store") / "mlflow.db"
+
+    def put(path):
+        if not empty.exists():
+            Tracker(f"sqlite:///{empty}", "digits").open()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(empty, path)
+
+    return put
