@@ -108,18 +108,30 @@ def in_this_process():
     @contextmanager
     def here():
         from routelab.comparison import workers
+        from routelab.training import loop
+
+        load, loaded = loop.load_data, {}
+
+        def load_once(spec):
+            if repr(spec.data) not in loaded:
+                loaded[repr(spec.data)] = load(spec)
+            return loaded[repr(spec.data)]
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(workers, "ProcessPoolExecutor", lambda count, mp_context, initializer, initargs: _Here(initargs[0]))
             patch.setattr(workers, "wait", _wait_here)
+            patch.setattr(loop, "load_data", load_once)
+            # To collect the garbage of a whole test session takes longer than most runs here.
+            patch.setattr(workers, "_let_go", lambda: None)
             yield
 
     return here
 
 
 @pytest.fixture
-def trained_here(in_this_process):
-    """Comparisons of this test train in this process."""
+def trained_here(in_this_process, new_store, tmp_path):
+    """Comparisons of this test train in this process, and the database of their runs is there already."""
+    new_store(tmp_path / "results/mlflow.db")
     with in_this_process():
         yield
 
@@ -134,7 +146,7 @@ def new_store(tmp_path_factory):
 
     def put(path):
         if not empty.exists():
-            Tracker(f"sqlite:///{empty}", "digits").open()
+            Tracker(f"sqlite:///{empty}", "unused").open()
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(empty, path)
 

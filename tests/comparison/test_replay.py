@@ -14,8 +14,9 @@ from routers.errors import UsageError
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory, in_this_process):
+def done(tmp_path_factory, in_this_process, new_store):
     folder = tmp_path_factory.mktemp("replay")
+    new_store(folder / "results/mlflow.db")
     words = [
         f"output={folder}/results/mine", f"tracking.uri=sqlite:///{folder}/results/mlflow.db", "budget.steps=4", "trainer.checks=2",
         "backbone.d_model=16", "backbone.depth=1", "backbone.heads=2", "experts.count=4", "seeds=1", "arms=[dense,top2]", "workers=1",
