@@ -1,5 +1,6 @@
 """What tests of several folders share."""
 
+import gc
 import importlib
 import shutil
 import sys
@@ -17,6 +18,13 @@ if not torch.accelerator.is_available():
     # the time of tests that seed often. Without any such device the seeds go nowhere.
     for devices in (torch.cuda, torch.xpu, torch.mtia):
         devices.manual_seed_all = lambda seed: None
+
+
+def pytest_collection_finish():
+    """Take what the imports of all tests left, which stays, out of garbage collection: a full one takes a third of a second, and
+    Lightning, statsmodels and the workers of comparisons ask for one after each of their steps."""
+    gc.collect()
+    gc.freeze()
 
 
 class PowerCutError(BaseException):
