@@ -1,14 +1,34 @@
 """What tests of several folders share."""
 
+import gc
 import importlib
+import itertools
+import queue
+import shutil
 import sys
+from concurrent.futures import Future
 from contextlib import contextmanager
 
 import pytest
 import torch
 
+from routelab.core import processes
+
 # One thread a process: pytest runs a process per core, and small products lose more than they gain by threads.
 torch.set_num_threads(1)
+
+if not torch.accelerator.is_available():
+    # For devices that may yet be initialised, every torch.manual_seed formats the whole call stack, up to four times: a fifth of
+    # the time of tests that seed often. Without any such device the seeds go nowhere.
+    for devices in (torch.cuda, torch.xpu, torch.mtia):
+        devices.manual_seed_all = lambda seed: None
+
+
+def pytest_collection_finish():
+    """Take what the imports of all tests left, which stays, out of garbage collection: a full one takes a third of a second, and
+    Lightning, statsmodels and the workers of comparisons ask for one after each of their steps."""
+    gc.collect()
+    gc.freeze()
 
 
 class PowerCutError(BaseException):
@@ -65,3 +85,96 @@ def importable(tmp_path, monkeypatch):
     yield module
     for name in made:
         sys.modules.pop(name, None)
+
+
+class _LocalWorker:
+    """Worker that runs its tasks in this process, one after another, when `_wait_here` is called."""
+
+    def submit(self, task, /, *arguments):
+        future = Future()
+        future.call, future.number = (lambda: task(*arguments)), next(_numbers)
+        return future
+
+
+class _LocalChannel:
+    """Channel whose messages have arrived as soon as they are sent."""
+
+    def __init__(self):
+        self.queue = queue.SimpleQueue()
+        processes._channel = self.queue
+
+    def messages(self):
+        while not self.queue.empty():
+            yield self.queue.get()
+
+
+_numbers = itertools.count()
+
+
+@contextmanager
+def _local_pool(settings, channel=None):
+    yield [_LocalWorker() for _ in settings]
+
+
+def _wait_here(pending, timeout, return_when):
+    future = min(pending, key=lambda future: future.number)
+    try:
+        future.set_result(future.call())
+    except Exception as error:
+        future.set_exception(error)
+    return {future}, set(pending) - {future}
+
+
+@pytest.fixture(scope="session")
+def in_this_process():
+    """`with in_this_process():` comparisons within train here, and not in workers, each of which spends seconds of CPU time on
+    imports. For tests of what a comparison finds, and not of its processes."""
+
+    @contextmanager
+    def here():
+        from routelab.comparison import execute
+        from routelab.training import run
+
+        load, loaded = run.load_data, {}
+
+        def load_once(spec):
+            if repr(spec.data) not in loaded:
+                loaded[repr(spec.data)] = load(spec)
+            return loaded[repr(spec.data)]
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(processes, "_channel", None)
+            patch.setattr(execute, "Channel", _LocalChannel)
+            patch.setattr(execute, "worker_pool", _local_pool)
+            patch.setattr(execute, "wait", _wait_here)
+            patch.setattr(run, "load_data", load_once)
+            # To collect the garbage of a whole test session takes longer than most runs here.
+            patch.setattr(execute, "_let_go", lambda: None)
+            yield
+
+    return here
+
+
+@pytest.fixture
+def trained_here(in_this_process, new_store, tmp_path):
+    """Comparisons of this test train in this process, and the database of their runs is there already."""
+    new_store(tmp_path / "results/mlflow.db")
+    with in_this_process():
+        yield
+
+
+@pytest.fixture(scope="session")
+def new_store(tmp_path_factory):
+    """`new_store(path)` leaves an empty MLflow database there: a copy of one, as the creation of its tables takes most of a
+    second."""
+    from routelab.tracking.mlflow_tracker import Tracker
+
+    empty = tmp_path_factory.mktemp("store") / "mlflow.db"
+
+    def put(path):
+        if not empty.exists():
+            Tracker(f"sqlite:///{empty}", "unused").open()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(empty, path)
+
+    return put

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
+from torch import Tensor
 
 from routelab.data.base import DataSet, holds, image_data
 
@@ -10,10 +13,16 @@ from routelab.data.base import DataSet, holds, image_data
 @holds("image")
 def digits() -> DataSet:
     """1,797 handwritten digits of 8 x 8 pixels in 10 classes (scikit-learn); 1,257 train, 180 validation, 360 test."""
+    return image_data("digits", *_read(), (180, 360), "scikit-learn load_digits (UCI, BSD)")
+
+
+@functools.cache
+def _read() -> tuple[Tensor, Tensor]:
+    """Read images (N, 1, 8, 8) and labels (N,), once in a process: scikit-learn parses text, a tenth of a second for every run.
+
+    The splits of a data set are copies of rows, so nobody can change what is kept.
+    """
     from sklearn.datasets import load_digits
 
     found = load_digits()
-    images = torch.from_numpy(found.images).float().unsqueeze(1)
-    return image_data(
-        "digits", images, torch.from_numpy(found.target).long(), (180, 360), "scikit-learn load_digits (UCI, BSD)"
-    )
+    return torch.from_numpy(found.images).float().unsqueeze(1), torch.from_numpy(found.target).long()

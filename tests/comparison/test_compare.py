@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import resource
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,8 @@ def words(folder, *more):
 
 
 @pytest.mark.slow
-def test_compare_caches_resumes_and_reports(tmp_path):
+def test_compare_caches_resumes_and_reports(tmp_path, in_this_process):
+    """The first comparison trains in a worker, as comparisons do, and the others here, to the same bits."""
     first = compare(words(tmp_path))
     assert [record["status"] for record in first.records] == ["ok"] * 4
     assert first.reused == 0
@@ -63,12 +65,14 @@ def test_compare_caches_resumes_and_reports(tmp_path):
     # A damaged cell is trained again, the others are not; the MLflow run goes on.
     cell = first.records[0]["provenance"]["cell"]
     (tmp_path / "results/cells" / cell / "record.json").write_bytes(b"\x00{")
-    second = compare(words(tmp_path))
+    with in_this_process():
+        second = compare(words(tmp_path))
     assert second.reused == 3
     assert [r["test"] for r in second.records] == [r["test"] for r in first.records]
 
     # One more arm trains only that arm, whichever label the others have.
-    third = compare(words(tmp_path, "arms=[dense,switch,soft]"))
+    with in_this_process():
+        third = compare(words(tmp_path, "arms=[dense,switch,soft]"))
     assert third.reused == 4
     assert len(third.records) == 6
 
@@ -81,6 +85,7 @@ def test_compare_caches_resumes_and_reports(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("trained_here")
 def test_a_failing_plugin_fails_alone(tmp_path):
     plugin = tmp_path / "broken.py"
     plugin.write_text(
@@ -205,7 +210,8 @@ def test_a_full_disk_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_an_interrupted_comparison_goes_on(tmp_path, monkeypatch):
+@pytest.mark.parametrize("is_here", [True, pytest.param(False, marks=pytest.mark.long)])
+def test_an_interrupted_comparison_goes_on(tmp_path, monkeypatch, in_this_process, is_here):
     real = module.run_jobs
 
     def cut_short(jobs, workers):
@@ -215,10 +221,11 @@ def test_an_interrupted_comparison_goes_on(tmp_path, monkeypatch):
                 raise KeyboardInterrupt
 
     monkeypatch.setattr(module, "run_jobs", cut_short)
-    with pytest.raises(KeyboardInterrupt):
-        compare(words(tmp_path))
-    monkeypatch.setattr(module, "run_jobs", real)
-    done = compare(words(tmp_path))
+    with in_this_process() if is_here else nullcontext():
+        with pytest.raises(KeyboardInterrupt):
+            compare(words(tmp_path))
+        monkeypatch.setattr(module, "run_jobs", real)
+        done = compare(words(tmp_path))
     assert done.reused >= 1
     assert len(done.records) == 4
 
@@ -272,6 +279,7 @@ def test_a_cell_key_follows_the_content_of_a_file_that_an_option_names(tmp_path)
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("trained_here")
 def test_a_regression_has_r2_in_the_table(tmp_path):
     done = compare(words(tmp_path, "data=flights", "data.rows=600", "seeds=1", "trainer.batch_size=32"))
     assert [record["status"] for record in done.records] == ["ok"] * 2
@@ -282,6 +290,7 @@ def test_a_regression_has_r2_in_the_table(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("trained_here")
 def test_a_leak_is_marked_wherever_the_arm_is(tmp_path):
     """An arm whose evaluation depends on other examples, let through by router.allow_leak."""
     from mlflow.tracking import MlflowClient

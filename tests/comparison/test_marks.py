@@ -27,9 +27,11 @@ LEAK, COUPLED = "soft (leaks: later tokens)", "expert_choice (batch-coupled)"
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory):
+def done(tmp_path_factory, in_this_process, new_store):
     folder = tmp_path_factory.mktemp("marks")
-    return folder, compare(words(folder, ARMS))
+    new_store(folder / "results/mlflow.db")
+    with in_this_process():
+        return folder, compare(words(folder, ARMS))
 
 
 @pytest.mark.slow

@@ -16,13 +16,15 @@ from routelab.tracking.artifacts import store_at
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory):
+def done(tmp_path_factory, in_this_process, new_store):
     folder = tmp_path_factory.mktemp("replay")
-    found = compare(
-        [f"output={folder}/results/mine", f"tracking.uri=sqlite:///{folder}/results/mlflow.db", "budget.steps=4", "trainer.checks=2",
-         "backbone.d_model=16", "backbone.depth=1", "backbone.heads=2", "experts.count=4", "seeds=1", "arms=[dense,top2]", "workers=1"]
-    )  # fmt: skip
-    return folder, found
+    new_store(folder / "results/mlflow.db")
+    words = [
+        f"output={folder}/results/mine", f"tracking.uri=sqlite:///{folder}/results/mlflow.db", "budget.steps=4", "trainer.checks=2",
+        "backbone.d_model=16", "backbone.depth=1", "backbone.heads=2", "experts.count=4", "seeds=1", "arms=[dense,top2]", "workers=1",
+    ]  # fmt: skip
+    with in_this_process():
+        return folder, compare(words)
 
 
 @pytest.mark.slow

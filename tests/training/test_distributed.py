@@ -1,5 +1,7 @@
 """Two processes with half of each batch give what one process with the whole batch gives."""
 
+import importlib
+import sys
 from dataclasses import replace
 
 import pytest
@@ -122,9 +124,13 @@ from torch import distributed
 from routelab.routers.losses import balance_loss, importance_loss, load_loss, sequence_balance_loss, z_loss
 
 
-def losses(tell, probs, expert, mask):
-    """Gradient of the balance and z losses in one process's part."""
+def both(tell, probs, expert, mask):
     distributed.init_process_group("gloo")
+    return losses(probs, expert, mask), sums(probs, expert, mask)
+
+
+def losses(probs, expert, mask):
+    """Gradient of the balance and z losses in one process's part."""
     part = slice(0, 3) if distributed.get_rank() == 0 else slice(3, 8)
     leaf = probs.clone().requires_grad_()
     loss = balance_loss(leaf[part].softmax(-1), expert[part], mask[part]) + z_loss(leaf[part], mask[part])
@@ -135,9 +141,8 @@ def losses(tell, probs, expert, mask):
     return float(total[0] / 2), (leaf.grad / 2).tolist()
 
 
-def sums(tell, probs, expert, mask):
+def sums(probs, expert, mask):
     """Gradient of losses of sums over tokens, and of means over sequences, in one process's part."""
-    distributed.init_process_group("gloo")
     part = slice(0, 3) if distributed.get_rank() == 0 else slice(3, 8)
     leaf = probs.clone().requires_grad_()
     mine, real = leaf[part], mask[part]
@@ -161,34 +166,45 @@ def tasks(importable):
     return importable("tasks_of_a_group", TASKS)
 
 
-def test_losses_of_unequal_halves_average_to_the_loss_of_the_whole(tasks):
+PROBS = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
+EXPERT = torch.tensor([[0, 1], [0, 2], [1, 2], [0, 1], [2, 1], [0, 1], [0, 2], [1, 0]])
+MASK = torch.tensor([True, True, True, True, False, True, True, True])
+
+
+@pytest.fixture(scope="module")
+def halves(tmp_path_factory):
+    """What two processes come to: (value, gradient) of `losses`, and of `sums`. One group for both, as its start takes seconds."""
+    folder = tmp_path_factory.mktemp("tasks")
+    (folder / "two_tasks_of_a_group.py").write_text(TASKS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        yield launch(importlib.import_module("two_tasks_of_a_group").both, (PROBS, EXPERT, MASK), 2, print)
+    sys.modules.pop("two_tasks_of_a_group")
+
+
+def test_losses_of_unequal_halves_average_to_the_loss_of_the_whole(halves):
     """Three real tokens here, four there: a mean of means would be another number."""
-    probs = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
-    expert = torch.tensor([[0, 1], [0, 2], [1, 2], [0, 1], [2, 1], [0, 1], [0, 2], [1, 0]])
-    mask = torch.tensor([True, True, True, True, False, True, True, True])
-    leaf = nn.Parameter(probs.clone())
-    whole = balance_loss(leaf.softmax(-1), expert, mask) + z_loss(leaf, mask)
+    leaf = nn.Parameter(PROBS.clone())
+    whole = balance_loss(leaf.softmax(-1), EXPERT, MASK) + z_loss(leaf, MASK)
     whole.backward()
-    value, gradient = launch(tasks.losses, (probs, expert, mask), 2, print)
+    value, gradient = halves[0]
     assert value == pytest.approx(float(whole), rel=1e-6)
     torch.testing.assert_close(torch.tensor(gradient), leaf.grad)
 
 
-def test_sums_of_unequal_halves_give_the_loss_of_the_whole(tasks):
+def test_sums_of_unequal_halves_give_the_loss_of_the_whole(halves):
     """CV^2 is no mean over tokens; sequences of one token each, of which one has none, are three here and four there."""
-    probs = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
-    expert = torch.tensor([[0, 1], [0, 2], [1, 2], [0, 1], [2, 1], [0, 1], [0, 2], [1, 0]])
-    mask = torch.tensor([True, True, True, True, False, True, True, True])
-    leaf = nn.Parameter(probs.clone())
-    whole = importance_loss(leaf.softmax(-1).gather(1, expert), expert, 3, mask)
-    whole = whole + load_loss(leaf, leaf, leaf.exp(), 2, mask)
-    whole = whole + sequence_balance_loss(leaf.softmax(-1).unsqueeze(1), expert.unsqueeze(1), mask.unsqueeze(1))
+    leaf = nn.Parameter(PROBS.clone())
+    whole = importance_loss(leaf.softmax(-1).gather(1, EXPERT), EXPERT, 3, MASK)
+    whole = whole + load_loss(leaf, leaf, leaf.exp(), 2, MASK)
+    whole = whole + sequence_balance_loss(leaf.softmax(-1).unsqueeze(1), EXPERT.unsqueeze(1), MASK.unsqueeze(1))
     whole.backward()
-    value, gradient = launch(tasks.sums, (probs, expert, mask), 2, print)
+    value, gradient = halves[1]
     assert value == pytest.approx(float(whole), rel=1e-5)
     torch.testing.assert_close(torch.tensor(gradient), leaf.grad)
 
 
+@pytest.mark.long
 def test_a_failing_process_ends_the_group_with_its_error(tasks):
     with pytest.raises(Exception, match="gave up"):
         launch(tasks.fails, (), 2, print)
