@@ -6,7 +6,8 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from routelab.baselines.run_reference import teacher_of
-from routelab.comparison.compare import Comparison, Watch, carry_out, plan
+from routelab.comparison.compare import Comparison, carry_out
+from routelab.comparison.prepared_comparison import Watch, plan
 from routelab.config.arm_grid import ArmChoice
 from routelab.config.resolve import Resolved
 from routelab.config.schema import Config

@@ -14,8 +14,8 @@ from typing import Any
 from optuna.trial import TrialState
 
 from routelab.comparison.compare import Comparison
-from routelab.comparison.compare import Watch as WatchComparison
 from routelab.comparison.execute import default_workers, gpus
+from routelab.comparison.prepared_comparison import Watch as WatchComparison
 from routelab.config.resolve import Resolved, resolve
 from routelab.sweeps.final_comparison import compare_best
 from routelab.sweeps.mlflow_sync import Mirror

@@ -14,14 +14,15 @@ import optuna
 import torch
 
 from routelab.baselines.build import make_arm
-from routelab.comparison.compare import check_batch, check_reference, check_writable
-from routelab.comparison.matching import match_arms, reference_of
+from routelab.comparison.grid import check_batch
+from routelab.comparison.matching import check_reference, match_arms, reference_of
 from routelab.config.arm_grid import ArmChoice
 from routelab.config.resolve import Resolved, check_optimizer, resolve, seed_list
 from routelab.config.run_spec import RunSpec
 from routelab.config.schema import Config
 from routelab.core.errors import UsageError, unknown
 from routelab.data.base import DataSet, load
+from routelab.records.json_io import check_writable
 from routelab.records.lineage import Origins
 from routelab.records.run_cache import code_digest
 from routelab.sweeps.arm_settings import Settings, apply

@@ -17,9 +17,8 @@ from vowel_experiment import Reading, run, settings_of
 
 from routelab.cli.app import guarded
 from routelab.cli.output import console, print_json
-from routelab.comparison.compare import check_writable
 from routelab.core.errors import UsageError
-from routelab.records.json_io import write_json
+from routelab.records.json_io import check_writable, write_json
 from routelab.records.provenance import provenance
 
 CONFIG = Path(__file__).with_name("vowels1991.yaml")

@@ -43,9 +43,8 @@ def clock_command(
     from routelab.analysis.trained_run import open_run
     from routelab.cli.output import console, print_json
     from routelab.cli.progress import watching
-    from routelab.comparison.compare import check_writable
     from routelab.records.csv_io import write_csv
-    from routelab.records.json_io import write_json
+    from routelab.records.json_io import check_writable, write_json
     from routelab.report.plots.report_plots import save_figures
     from routelab.tracking.artifacts import leave
 

@@ -53,7 +53,8 @@ def compare(resolved: Any, quiet: bool = False) -> Any:
     """Run a comparison and print what it found."""
     from routelab.cli.output import console, table
     from routelab.cli.progress import watching
-    from routelab.comparison.compare import carry_out, plan
+    from routelab.comparison.compare import carry_out
+    from routelab.comparison.prepared_comparison import plan
 
     out = console(quiet)
     ready = plan(resolved)
@@ -172,7 +173,7 @@ def print_audit(resolved: Any, as_json: bool) -> int:
 
     from routelab.cli.output import console, print_json
     from routelab.comparison.audit import TOLERANCE, audit
-    from routelab.comparison.compare import plan
+    from routelab.comparison.prepared_comparison import plan
 
     found, out = audit(plan(resolved)), console(quiet=as_json)
     if as_json:

@@ -40,7 +40,7 @@ def serve_cost_command(
     from routelab.analysis.trained_run import open_run
     from routelab.cli.output import console, print_json
     from routelab.cli.progress import watching
-    from routelab.comparison.compare import check_writable
+    from routelab.records.json_io import check_writable
     from routelab.tracking.artifacts import leave
 
     out = console(quiet=as_json)

@@ -164,7 +164,7 @@ def export_command(
     Example: routelab sweep export first --into shared/
     """
     from routelab.cli.output import print_json
-    from routelab.comparison.compare import check_writable
+    from routelab.records.json_io import check_writable
     from routelab.sweeps.study_export import export, rows
 
     studies = _find(study, extra, storage)

@@ -19,8 +19,8 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from routelab.baselines.base import Arm, StepLoss
 from routelab.baselines.build import make_arm
-from routelab.comparison.compare import Plan
 from routelab.comparison.estimate import first_batch
+from routelab.comparison.prepared_comparison import Plan
 from routelab.experts.grouped_experts import ExpertBank
 from routelab.experts.moe_layer import MixtureLayer
 from routelab.training.ledger import counter_formulas

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from routelab.baselines.base import Arm
 from routelab.baselines.build import make_arm
-from routelab.comparison.compare import Plan
 from routelab.comparison.execute import default_workers, gpus
 from routelab.comparison.grid import Row, training_flops
+from routelab.comparison.prepared_comparison import Plan
 from routelab.comparison.statistics.power import detectable_effect
 from routelab.core.errors import PluginError, UsageError
 from routelab.data.task import Batch

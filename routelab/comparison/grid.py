@@ -134,3 +134,10 @@ def training_flops(config: Config, matched: Matched, budget: Budget, data: DataS
         return matched.train_flops_per_example * budget.epochs * len(data.train)
     assert budget.steps is not None
     return matched.train_flops_per_example * budget.steps * config.trainer.batch_size * config.trainer.accumulate
+
+
+def check_batch(config: Config, data: DataSet) -> None:
+    """UsageError if a batch is larger than the training split."""
+    size = config.trainer.batch_size
+    if size > len(data.train):
+        raise UsageError(f"trainer.batch_size={size} must be at most the {len(data.train)} training examples")

@@ -9,7 +9,7 @@ from routelab.baselines.base import Arm, ArmSpec
 from routelab.baselines.build import blame, make_arm
 from routelab.config.arm_grid import ArmChoice
 from routelab.config.schema import Match
-from routelab.core.errors import PluginError, UsageError
+from routelab.core.errors import PluginError, UsageError, unknown
 from routelab.data.task import Task
 
 _STEPS = (8, 4, 1)
@@ -231,3 +231,9 @@ def _near(spec: ArmSpec, knob: str, base: float, size: Callable[[ArmSpec], float
         middle = (low + high) // 2
         low, high = (middle, high) if (at(middle * step) or 0.0) < base else (low, middle)
     return [low * step, high * step]
+
+
+def check_reference(choices: Sequence[ArmChoice], match: Match) -> None:
+    """UsageError if `match.reference` is none of the arms, but for the default: arms without a dense one keep their sizes."""
+    if match.reference != Match().reference and reference_of(choices, match) is None:
+        raise unknown("match.reference", match.reference, {name for each in choices for name in (each.label, each.spec.name)})

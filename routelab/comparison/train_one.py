@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from routelab.comparison.compare import check_batch, check_writable
 from routelab.comparison.execute import Job, opening
+from routelab.comparison.grid import check_batch
 from routelab.comparison.matching import match_arms
 from routelab.config.arm_grid import ArmChoice, arm_choices
 from routelab.config.resolve import Resolved, resolve
@@ -17,7 +17,7 @@ from routelab.config.schema import Config
 from routelab.core.errors import UsageError
 from routelab.core.process_group import inside
 from routelab.data.base import load
-from routelab.records.json_io import write_json
+from routelab.records.json_io import check_writable, write_json
 from routelab.records.lineage import Origins
 from routelab.records.run_cache import cell_key
 from routelab.tracking.artifacts import store_at

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from routelab.core.errors import StorageError
+from routelab.core.errors import StorageError, UsageError
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -53,3 +53,14 @@ def plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
+
+
+def check_writable(folder: Path) -> None:
+    """Make the folder; UsageError if nothing can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".probe-{os.getpid()}"
+        probe.write_text("x")
+        probe.unlink()
+    except OSError as error:
+        raise UsageError(f"output={str(folder)!r} cannot be written to: {error.strerror or error}") from None

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from routelab.cli.app import app, guarded
-from routelab.comparison.compare import plan
+from routelab.comparison.prepared_comparison import plan
 from routelab.config.resolve import resolve
 from routelab.presets import PRESETS
 

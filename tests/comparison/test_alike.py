@@ -2,7 +2,8 @@
 
 import pytest
 
-from routelab.comparison.compare import compare, plan
+from routelab.comparison.compare import compare
+from routelab.comparison.prepared_comparison import plan
 from routelab.config.resolve import resolve
 from routelab.records.run_cache import training_key
 from routelab.training.run import execute

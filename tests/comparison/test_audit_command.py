@@ -7,7 +7,7 @@ from routelab.baselines.base import ArmSpec
 from routelab.baselines.build import make_arm
 from routelab.cli.app import app, guarded
 from routelab.comparison.audit import Audit, audit, audit_step
-from routelab.comparison.compare import plan
+from routelab.comparison.prepared_comparison import plan
 from routelab.config.resolve import resolve
 from routelab.core.flops import Flops
 from routelab.experts import moe_layer

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from routelab.cli.app import guarded
-from routelab.comparison import compare as module
+from routelab.comparison import comparison_runner
 from routelab.comparison.compare import compare
+from routelab.comparison.prepared_comparison import plan
 from routelab.config.arm_grid import arm_choices
 from routelab.config.resolve import resolve
 from routelab.config.run_spec import RunSpec
@@ -166,7 +167,7 @@ def test_wrong_options_are_refused_before_any_work_and_a_broken_reference_too(tm
 def test_a_full_disk_ends_the_comparison_in_one_sentence_and_keeps_what_is_done(tmp_path, monkeypatch, capsys):
     """The first arm's files fit under the limit that the worker inherits, the second arm's weights (524 kB) do not."""
     more = ["experts.count=64", "match.on=none", "seeds=1"]
-    real = module.run_jobs
+    real = comparison_runner.run_jobs
 
     def on_a_small_disk(jobs, workers):
         events = real(jobs, workers)
@@ -179,14 +180,14 @@ def test_a_full_disk_ends_the_comparison_in_one_sentence_and_keeps_what_is_done(
         yield first
         yield from events
 
-    monkeypatch.setattr(module, "run_jobs", on_a_small_disk)
+    monkeypatch.setattr(comparison_runner, "run_jobs", on_a_small_disk)
     assert guarded(lambda: compare(words(tmp_path, *more))) == 1
     said = capsys.readouterr().err
     assert said.startswith("Error: cannot write")
     assert "File too large; 1 of 2 runs are done and kept, and the same command goes on once there is room" in said
     assert len(said.splitlines()) == 1
     assert not (tmp_path / "results/mine/results.csv").exists()
-    monkeypatch.setattr(module, "run_jobs", real)
+    monkeypatch.setattr(comparison_runner, "run_jobs", real)
     done = compare(words(tmp_path, *more))
     assert done.reused == 1
     assert [record["status"] for record in done.records] == ["ok"] * 2
@@ -212,7 +213,7 @@ def test_a_full_disk_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("is_here", [True, pytest.param(False, marks=pytest.mark.long)])
 def test_an_interrupted_comparison_goes_on(tmp_path, monkeypatch, in_this_process, is_here):
-    real = module.run_jobs
+    real = comparison_runner.run_jobs
 
     def cut_short(jobs, workers):
         for event in real(jobs, workers):
@@ -220,11 +221,11 @@ def test_an_interrupted_comparison_goes_on(tmp_path, monkeypatch, in_this_proces
             if event.record is not None:
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "run_jobs", cut_short)
+    monkeypatch.setattr(comparison_runner, "run_jobs", cut_short)
     with in_this_process() if is_here else nullcontext():
         with pytest.raises(KeyboardInterrupt):
             compare(words(tmp_path))
-        monkeypatch.setattr(module, "run_jobs", real)
+        monkeypatch.setattr(comparison_runner, "run_jobs", real)
         done = compare(words(tmp_path))
     assert done.reused >= 1
     assert len(done.records) == 4
@@ -241,7 +242,7 @@ def test_closed_folders_and_stores_are_refused_before_any_work(tmp_path):
 
 def test_cell_keys_follow_what_decides_the_result(tmp_path):
     def keys(*more):
-        return [job.key for job in module.plan(resolve(words(tmp_path, *more))).jobs]
+        return [job.key for job in plan(resolve(words(tmp_path, *more))).jobs]
 
     plain = keys()
     assert keys("workers=2", "tracking.experiment=other") == plain

@@ -9,8 +9,9 @@ import torch
 
 from routelab.cli.app import app, guarded
 from routelab.comparison.budget_accounting import readings_of, readings_sentence
-from routelab.comparison.compare import compare, plan
+from routelab.comparison.compare import compare
 from routelab.comparison.distillation import ALONE, EQUAL_STEPS, distillation
+from routelab.comparison.prepared_comparison import plan
 from routelab.comparison.replay import replay
 from routelab.comparison.train_one import train
 from routelab.config.resolve import resolve

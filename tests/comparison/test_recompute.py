@@ -12,8 +12,10 @@ from scipy import stats
 
 from routelab.cli.app import app, guarded
 from routelab.comparison import compare as module
-from routelab.comparison.compare import carry_out, plan
+from routelab.comparison import comparison_runner
+from routelab.comparison.compare import carry_out
 from routelab.comparison.execute import Event
+from routelab.comparison.prepared_comparison import plan
 from routelab.comparison.results import across
 from routelab.config.resolve import resolve
 from routelab.core.errors import UsageError
@@ -51,7 +53,7 @@ def pretended(jobs, workers):
 def done(tmp_path_factory):
     folder = tmp_path_factory.mktemp("recompute")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "run_jobs", pretended)
+        patch.setattr(comparison_runner, "run_jobs", pretended)
         patch.setattr(module, "inference", lambda *given: {})
         ready = plan(
             resolve([f"output={folder}/results/mine", "tracking.uri=null", "budget.steps=40", "backbone.d_model=16",

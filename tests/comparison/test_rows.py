@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from routelab.comparison import compare as module
-from routelab.comparison.compare import carry_out, plan
+from routelab.comparison import comparison_runner
+from routelab.comparison.compare import carry_out
 from routelab.comparison.estimate import outlook
 from routelab.comparison.execute import Event
+from routelab.comparison.prepared_comparison import plan
 from routelab.config.resolve import resolve
 from routelab.core.errors import UsageError
 from routelab.experts.feed_forward import FeedForward
@@ -130,7 +132,7 @@ def pretended(gains, spread=0.02):
 
 def test_seeds_are_added_only_where_the_verdict_is_open(tmp_path, monkeypatch):
     gains = {"switch": -0.5, "soft": 0.0, "top2": 0.03, "hash": 0.4}
-    monkeypatch.setattr(module, "run_jobs", pretended(gains))
+    monkeypatch.setattr(comparison_runner, "run_jobs", pretended(gains))
     ready = planned(tmp_path, "seeds=auto", "arms=[dense,switch,soft,top2,hash]", "verdict.most=14", "verdict.first=3")
     done = carry_out(ready)
     seeds = {label: done.summary["arms"][label]["n"] for label in ready.labels}
@@ -146,7 +148,7 @@ def test_seeds_are_added_only_where_the_verdict_is_open(tmp_path, monkeypatch):
 
 
 def test_seeds_are_added_where_a_pair_is_open_though_both_of_its_arms_are_settled(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "run_jobs", pretended({"switch": -2.0, "top2": -2.001, "hash": 2.0}, spread=0.005))
+    monkeypatch.setattr(comparison_runner, "run_jobs", pretended({"switch": -2.0, "top2": -2.001, "hash": 2.0}, spread=0.005))
     words = "seeds=auto", "arms=[dense,switch,top2,hash]", "verdict.first=5", "verdict.most=8", "verdict.pairs=[[switch,top2]]"
     done = carry_out(planned(tmp_path, *words))
     seeds = {label: arm["n"] for label, arm in done.summary["arms"].items()}
@@ -166,7 +168,7 @@ def test_a_comparison_that_breaks_does_not_look_alive(tmp_path, monkeypatch):
         raise RuntimeError("no idea")
 
     monkeypatch.setattr(module, "Tracker", Store)
-    monkeypatch.setattr(module, "run_jobs", pretended({}))
+    monkeypatch.setattr(comparison_runner, "run_jobs", pretended({}))
     monkeypatch.setattr(module, "inference", broken)
     with pytest.raises(RuntimeError, match="no idea"):
         carry_out(planned(tmp_path))
@@ -174,6 +176,6 @@ def test_a_comparison_that_breaks_does_not_look_alive(tmp_path, monkeypatch):
 
 
 def test_no_seed_is_added_once_everything_is_settled(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "run_jobs", pretended({"switch": -2.0}, spread=0.001))
+    monkeypatch.setattr(comparison_runner, "run_jobs", pretended({"switch": -2.0}, spread=0.001))
     done = carry_out(planned(tmp_path, "seeds=auto", "verdict.first=5"))
     assert done.summary["arms"]["switch"]["n"] == 5

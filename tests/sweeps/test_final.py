@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from routelab.cli.app import app, guarded
-from routelab.comparison.compare import plan
+from routelab.comparison.prepared_comparison import plan
 from routelab.config.arm_grid import arm_choices
 from routelab.config.resolve import Resolved, resolve
 from routelab.report.plots.arm_plots import tuning_budget
