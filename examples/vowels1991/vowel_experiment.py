@@ -9,9 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +22,7 @@ from scipy import stats
 
 from routelab.core.errors import UsageError, unknown
 from routelab.core.intervals import mean_interval
+from routelab.core.processes import ProcessSettings, run_tasks
 from routelab.core.seeds import key
 from routelab.data.peterson_barney import Split, recordings, training_speakers
 
@@ -223,8 +222,15 @@ def run(settings: Settings) -> Iterator[list[dict[str, Any]]]:
         for reading in readings:
             yield run_reading(settings, reading)
         return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        yield from pool.map(run_reading, [settings] * len(readings), readings)
+    finished: dict[int, list[dict[str, Any]]] = {}
+    following = 0
+    tasks = [(settings, reading) for reading in readings]
+    for index, future in run_tasks(run_reading, tasks, [ProcessSettings()] * workers):
+        finished[index] = future.result()
+        # Readings end in any order; their rows come in the order of the readings.
+        while following in finished:
+            yield finished.pop(following)
+            following += 1
 
 
 def describe(values: Sequence[float], form: str) -> str:

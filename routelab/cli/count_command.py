@@ -146,7 +146,7 @@ def count_arms(resolved: Any, as_json: bool) -> int:
             "active_params": arm.active_params,
             "flops_per_example": None if arm.flops_per_example is None else round(arm.flops_per_example),
             "ratio": arm.ratio,
-            "widths": {knob: arm.choice.spec.get(knob) for knob in arm_class(arm.choice.spec.name).knobs},
+            "widths": {knob: arm.choice.spec.get(knob) for knob in arm_class(arm.choice.spec.name)(arm.choice.spec).knobs},
             "error": arm.error,
         }
         for arm in matched

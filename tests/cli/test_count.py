@@ -97,3 +97,13 @@ def test_wrong_calls_are_one_sentence(words, part, capsys):
     assert code == 2
     assert part in said.err
     assert len(said.err.strip().splitlines()) == 1
+
+
+def test_arms_whose_widths_depend_on_their_options_are_counted(capsys):
+    """`gated_mixture` has no width to match where its experts are linear."""
+    arms = "arms=[dense,gated_mixture,{name: gated_mixture, base: linear, label: linear}]"
+    code, said = called(capsys, "count", arms, "--json")
+    assert code == 0
+    rows = {row["name"]: row for row in json.loads(said.out)}
+    assert set(rows["gated_mixture"]["widths"]) == {"options.d_model", "options.hidden"}
+    assert rows["linear"]["widths"] == {}
