@@ -7,8 +7,8 @@ import contextvars
 import hashlib
 import importlib
 import importlib.util
-import inspect
 import sys
+import traceback
 from importlib.machinery import PathFinder
 from pathlib import Path
 
@@ -89,7 +89,8 @@ def load_plugin(spec: str) -> None:
         elif isinstance(error, ModuleNotFoundError) and error.name == spec and Path(f"{spec}.py").is_file():
             where = f"; a file is given with its ending: {spec}.py"
         elif error.__traceback__ is not None:
-            frames = inspect.getinnerframes(error.__traceback__)
+            # Not inspect.getinnerframes, which raises TypeError once a package without a file has been imported.
+            frames = traceback.extract_tb(error.__traceback__)
             inside = [frame.lineno for frame in frames if frame.filename.endswith(Path(spec).name)]
             where = f" (line {inside[-1]})" if inside else ""
         message = error.msg if isinstance(error, SyntaxError) else first_line(error)

@@ -25,20 +25,20 @@ def module_path(request, monkeypatch, tmp_path):
         for name in FORMER_NAMES:
             (tmp_path / "current" / name).mkdir(parents=True)
         path.insert(0, str(tmp_path / "current"))
-    for name in FORMER_NAMES:
-        monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setattr(sys, "path", path)
     # An editable install of a release that had the former names finds them in any folder.
     finders = [finder for finder in sys.meta_path if not getattr(finder, "__module__", "").startswith("__editable__")]
     monkeypatch.setattr(sys, "meta_path", finders)
-    return path
+    yield path
+    for name in FORMER_NAMES:
+        sys.modules.pop(name, None)
 
 
 @pytest.mark.parametrize("statement", IMPORTS)
 @pytest.mark.parametrize("name", FORMER_NAMES)
 def test_a_plugin_that_is_a_file(name, statement, module_path, tmp_path):
     plugin = tmp_path / "mine.py"
-    plugin.write_text(f"import torch\n\n{statement.format(name)}\n")
+    plugin.write_text(f"import json\n\n{statement.format(name)}\n")
     with pytest.raises(UsageError) as caught:
         load_plugin(str(plugin))
     assert str(caught.value) == f"plugin {str(plugin)!r} imports {name!r}, which is now 'routelab.{name}' (line 3)"
@@ -77,6 +77,15 @@ def test_a_package_of_the_plugin_itself_may_have_a_former_name(tmp_path, monkeyp
     ):
         load_plugin(str(tmp_path / "mine.py"))
     sys.modules.pop("sweeps", None)
+
+
+def test_another_failure_after_a_folder_was_imported_names_its_line(tmp_path, monkeypatch):
+    (tmp_path / "folder_without_code").mkdir()
+    (tmp_path / "mine.py").write_text("import folder_without_code\n1 / 0\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(UsageError, match=r"ZeroDivisionError: division by zero \(line 2\)"):
+        load_plugin(str(tmp_path / "mine.py"))
+    del sys.modules["folder_without_code"]
 
 
 @pytest.mark.parametrize("name", FORMER_NAMES)

