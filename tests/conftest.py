@@ -110,8 +110,9 @@ def _wait_here(pending, timeout, return_when):
 
 @pytest.fixture(scope="session")
 def in_this_process():
-    """`with in_this_process():` comparisons within train here, and not in workers, each of which spends seconds of CPU time on
-    imports. For tests of what a comparison finds, and not of its processes."""
+    """Return a context in which comparisons train here, and not in workers, each of which spends seconds of CPU time on imports.
+
+    For tests of what a comparison finds, and not of its processes."""
 
     @contextmanager
     def here():
@@ -138,7 +139,7 @@ def in_this_process():
 
 @pytest.fixture
 def trained_here(in_this_process, new_store, tmp_path):
-    """Comparisons of this test train in this process, and the database of their runs is there already."""
+    """Train the comparisons of this test in this process, with a database of runs that is there already."""
     new_store(tmp_path / "results/mlflow.db")
     with in_this_process():
         yield
@@ -146,8 +147,7 @@ def trained_here(in_this_process, new_store, tmp_path):
 
 @pytest.fixture(scope="session")
 def new_store(tmp_path_factory):
-    """`new_store(path)` leaves an empty MLflow database there: a copy of one, as the creation of its tables takes most of a
-    second."""
+    """Return a function that puts an empty MLflow database at a path: a copy, as to create its tables takes most of a second."""
     from routelab.training.tracking import Tracker
 
     empty = tmp_path_factory.mktemp("store") / "mlflow.db"
