@@ -22,7 +22,7 @@ if not torch.accelerator.is_available():
 
 def pytest_collection_finish():
     """Take what the imports of all tests left, which stays, out of garbage collection: a full one takes a third of a second, and
-    Lightning, statsmodels and the workers of comparisons ask for one after each of their steps."""
+    Lightning, statsmodels and the workers of comparisons ask for one after many of their steps."""
     gc.collect()
     gc.freeze()
 
