@@ -26,7 +26,7 @@ if not torch.accelerator.is_available():
 
 def pytest_collection_finish():
     """Take what the imports of all tests left, which stays, out of garbage collection: a full one takes a third of a second, and
-    Lightning, statsmodels and the workers of comparisons ask for one after each of their steps."""
+    Lightning, statsmodels and the workers of comparisons ask for one after many of their steps."""
     gc.collect()
     gc.freeze()
 
@@ -127,8 +127,9 @@ def _wait_here(pending, timeout, return_when):
 
 @pytest.fixture(scope="session")
 def in_this_process():
-    """`with in_this_process():` comparisons within train here, and not in workers, each of which spends seconds of CPU time on
-    imports. For tests of what a comparison finds, and not of its processes."""
+    """Return a context in which comparisons train here, and not in workers, each of which spends seconds of CPU time on imports.
+
+    For tests of what a comparison finds, and not of its processes."""
 
     @contextmanager
     def here():
@@ -157,7 +158,7 @@ def in_this_process():
 
 @pytest.fixture
 def trained_here(in_this_process, new_store, tmp_path):
-    """Comparisons of this test train in this process, and the database of their runs is there already."""
+    """Train the comparisons of this test in this process, with a database of runs that is there already."""
     new_store(tmp_path / "results/mlflow.db")
     with in_this_process():
         yield
@@ -165,8 +166,7 @@ def trained_here(in_this_process, new_store, tmp_path):
 
 @pytest.fixture(scope="session")
 def new_store(tmp_path_factory):
-    """`new_store(path)` leaves an empty MLflow database there: a copy of one, as the creation of its tables takes most of a
-    second."""
+    """Return a function that puts an empty MLflow database at a path: a copy, as to create its tables takes most of a second."""
     from routelab.tracking.mlflow_tracker import Tracker
 
     empty = tmp_path_factory.mktemp("store") / "mlflow.db"

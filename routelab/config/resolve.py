@@ -96,7 +96,7 @@ def resolve(
         for part in ("arm", "arms"):
             if part in layer:
                 sources[part] = source
-        merged = _merge(merged, layer, source)
+        _merge(merged, layer, source)
         sources |= dict.fromkeys(flatten(layer), source)
     typed: Any = OmegaConf.to_object(merged)
     final: Config = typed
@@ -198,9 +198,9 @@ def _check_keys(layer: Mapping[str, Any], schema: Any, prefix: str, source: str)
             _check_keys(value, inner, f"{prefix}{key}.", source)
 
 
-def _merge(merged: Any, layer: dict[str, Any], source: str) -> Any:
+def _merge(merged: Any, layer: dict[str, Any], source: str) -> None:
     try:
-        return OmegaConf.merge(merged, layer)
+        merged.merge_with(layer)
     except OmegaConfBaseException as error:
         key = error.full_key or "?"
         value = flatten(layer).get(key, layer.get(key))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from types import NoneType, UnionType
@@ -25,11 +26,7 @@ def check_options(what: str, target: Callable[..., Any], options: Mapping[str, A
     numbers, numbers, truth values and text, alone or with None; values of other types are left to `target`.
     """
     allowed = option_names(target, first)
-    try:
-        hints = get_type_hints(cast(Any, target).__init__ if isinstance(target, type) else target)
-    except Exception:
-        # A plugin's annotations need not be importable.
-        hints = {}
+    hints = _hints(target)
     for key, value in options.items():
         if allowed is not None and key not in allowed:
             raise unknown(f"option of {what}", f"{section}{key}", [f"{section}{name}" for name in allowed])
@@ -44,6 +41,16 @@ def check_options(what: str, target: Callable[..., Any], options: Mapping[str, A
             words += map(repr, fixed)
             words += ["null"] if NoneType in kinds else []
             raise UsageError(f"{what}: {key} is {value!r}; it must be {' or '.join(words)}")
+
+
+@functools.lru_cache(maxsize=256)
+def _hints(target: Callable[..., Any]) -> dict[str, Any]:
+    """Read the types of a constructor's arguments, kept for the next arm: every annotation is a string that must be compiled."""
+    try:
+        return get_type_hints(cast(Any, target).__init__ if isinstance(target, type) else target)
+    except Exception:
+        # A plugin's annotations need not be importable.
+        return {}
 
 
 _WORDS: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}

@@ -21,8 +21,9 @@ def run(*words, cwd=None):
 
 @pytest.fixture
 def called(capsys, tmp_path, monkeypatch):
-    """A function that runs a command in this process and returns its exit code and output: a new process spends seconds on
-    imports, and only the tests of the process itself need one."""
+    """Return a function that runs a command in this process and gives its exit code and output.
+
+    A new process spends seconds on imports, and only the tests of the process itself need one."""
     monkeypatch.chdir(tmp_path)
 
     def call(*words):

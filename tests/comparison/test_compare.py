@@ -46,7 +46,7 @@ def words(folder, *more):
 
 @pytest.mark.slow
 def test_compare_caches_resumes_and_reports(tmp_path, in_this_process):
-    """The first comparison trains in a worker, as comparisons do, and the others here, to the same bits."""
+    """Train the first comparison in a worker, as users do, and the others in this process, to the same bits."""
     first = compare(words(tmp_path))
     assert [record["status"] for record in first.records] == ["ok"] * 4
     assert first.reused == 0

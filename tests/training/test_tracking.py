@@ -273,7 +273,7 @@ def test_a_store_that_dies_is_remembered_and_never_raises(tracker: Tracker, monk
     assert len(tracker.problems) == 6
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_may_create_the_store_together(tmp_path: Path) -> None:
     code = "import sys; from routelab.tracking.mlflow_tracker import Tracker; Tracker(sys.argv[1], 'x').open()"
     both = [subprocess.Popen([sys.executable, "-c", code, f"sqlite:///{tmp_path}/mlflow.db"]) for _ in range(2)]
