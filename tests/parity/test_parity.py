@@ -220,4 +220,4 @@ def test_recording_leaves_other_facts_alone(tmp_path):
     assert [entry["reference"] for entry in entries] == [reference.name, "gone"]
     assert entries[0]["version"] == "2"
     assert entries[0]["outputs"] == pytest.approx(found.outputs, rel=0.06)
-    assert FACTS.name == "facts.json"
+    assert FACTS.name == "router_metadata.json"
