@@ -20,6 +20,12 @@ def store() -> str:
     return f"sqlite:///{Path('results/mlflow.db').absolute()}"
 
 
+@pytest.fixture
+def empty_store(new_store):
+    """Put an empty database where `store` says."""
+    new_store(Path("results/mlflow.db"))
+
+
 def runs():
     client = mlflow.MlflowClient(store())
     experiment = client.get_experiment_by_name("mine")
@@ -30,6 +36,7 @@ def kinds(found):
     return sorted((run.data.tags.get("routelab.kind", "seed"), run.info.status) for run in found.values())
 
 
+@pytest.mark.usefixtures("empty_store")
 def test_study_arm_trial_and_seed_are_nested_and_their_ends_told_apart(swept):
     sweep, studies = swept(store())
     mirror = Mirror(sweep, studies)
@@ -75,6 +82,7 @@ def test_study_arm_trial_and_seed_are_nested_and_their_ends_told_apart(swept):
     assert kinds(runs()) == kinds(found)
 
 
+@pytest.mark.usefixtures("empty_store")
 def test_a_server_that_is_away_is_tried_again_and_nothing_is_lost(swept, monkeypatch):
     sweep, studies = swept(store())
     mirror = Mirror(sweep, studies)
@@ -104,6 +112,7 @@ def test_a_server_that_is_away_is_tried_again_and_nothing_is_lost(swept, monkeyp
     assert ("trial", "RUNNING") not in kinds(runs())
 
 
+@pytest.mark.usefixtures("empty_store")
 def test_a_failure_brings_its_traceback(words):
     from routelab.routers.router_registry import register_router
     from routelab.routers.switch import Switch

@@ -164,7 +164,8 @@ def words(folder, *more):
 
 
 @pytest.mark.slow
-def test_a_run_on_the_clock_from_end_to_end(tmp_path, capsys):
+def test_a_run_on_the_clock_from_end_to_end(tmp_path, capsys, new_store):
+    new_store(tmp_path / "results/mlflow.db")
     run = Path(train(words(tmp_path, "arm=topk", "router.top_k=2")).record["folder"])
     output = tmp_path / "clock"
     command = ["clock", str(run), "--sizes", "4,1", "--rounds", "6", "--cpu-time", "--json", "--output", str(output)]

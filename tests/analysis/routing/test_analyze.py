@@ -47,8 +47,9 @@ def words(folder, *more):
 
 
 @pytest.fixture(scope="module")
-def texts(tmp_path_factory):
+def texts(tmp_path_factory, new_store):
     folder = tmp_path_factory.mktemp("texts")
+    new_store(folder / "results/mlflow.db")
     data = (
         "data=domains",
         "backbone=decoder",

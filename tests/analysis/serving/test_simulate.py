@@ -155,8 +155,9 @@ def test_slots_that_are_tried_and_timed():
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(tmp_path_factory, new_store):
     folder = tmp_path_factory.mktemp("served")
+    new_store(folder / "results/mlflow.db")
     words = [
         f"tracking.uri=sqlite:///{folder}/results/mlflow.db", "budget.steps=4", "trainer.checks=2", "backbone.d_model=16",
         "backbone.depth=2", "backbone.heads=2", "experts.count=4", "experts.hidden=8", "match.on=none", "data=domains",
