@@ -45,7 +45,9 @@ def test_every_router_has_a_summary():
 
 def test_summaries_are_the_docstrings():
     """Read by parsing, so that listing is quick; the answer must not depend on whether the class was loaded."""
-    code = "import routelab.routers.router_registry as r, sys; print(r.ROUTERS.summary('soft')); assert 'torch' not in sys.modules"
+    code = (
+        "import routelab.routers.router_registry as r, sys; print(r.ROUTERS.summary('soft')); assert 'torch' not in sys.modules"
+    )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == ROUTERS.get("soft").__doc__.split("\n")[0]
 
