@@ -38,7 +38,7 @@ part() { # name, seconds, command...
 }
 # A process for each file: most of a small run's time is the host's.
 part tests 180 bash -c 'printf "%s\n" tests/gpu/test_*.py | xargs -P 3 -n 1 python3 -m pytest -q -p no:cacheprovider \
-  -o addopts=--import-mode=importlib -m gpu'
+  -o addopts= -m gpu'
 part layer 75 python3 benchmarks/layer.py --device cuda
 part loop 75 python3 benchmarks/loop.py --rounds 3 --arms dense switch top2
 part domains 160 python3 -c 'from routelab.cli.app import main; main()' compare configs/language.yaml \

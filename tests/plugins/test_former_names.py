@@ -51,7 +51,8 @@ def test_a_plugin_that_is_a_module_names_the_file_with_the_import(name, module_p
     package.mkdir()
     (package / "__init__.py").write_text("from . import inner\n")
     (package / "inner.py").write_text(f"import importlib\nimportlib.import_module('{name}.base')\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
+    # Not syspath_prepend: at the end it would restore the list of `module_path` instead of the original one.
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *module_path])
     with pytest.raises(UsageError) as caught:
         load_plugin(package.name)
     assert str(caught.value) == f"plugin {package.name!r} imports {name!r}, which is now 'routelab.{name}' (inner.py, line 2)"
