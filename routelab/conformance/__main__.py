@@ -1,4 +1,4 @@
-"""`python -m routelab.conformance`: record dependence and paper of every built-in router in `routelab/facts.json`.
+"""`python -m routelab.conformance`: record dependence and paper of every built-in router in `routers/router_metadata.json`.
 
 All else in the file stays as it is.
 """

@@ -1,4 +1,4 @@
-"""`python -m routelab.parity`: measure every reference that is installed and record the result in `routelab/facts.json`.
+"""`python -m routelab.parity`: measure every reference that is installed and record the result in `routers/router_metadata.json`.
 
 What is recorded of a package that is not installed stays as it is, and so does everything else in the file.
 """

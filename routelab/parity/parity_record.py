@@ -1,4 +1,4 @@
-"""What was measured, in `routelab/facts.json`: under each router, a list `parity` of references and differences."""
+"""What was measured, in `routers/router_metadata.json`: under each router, a list `parity` of references and differences."""
 
 from __future__ import annotations
 
