@@ -1,11 +1,11 @@
 .PHONY: help test lint docs bench answers
 
 help:
-	@echo "test     the tests, also those that take long"
+	@echo "test     all tests, including the long ones"
 	@echo "lint     ruff, mypy and the order of imports"
 	@echo "docs     the tests that run the documents' code and compare their tables"
 	@echo "bench    every benchmark in a short form; benchmarks/README.md names the full ones"
-	@echo "answers  docs/answers.md and its figures, from their commands (over two hours)"
+	@echo "answers  docs/answers.md and its figures (over two hours)"
 
 test:
 	pytest -m ''

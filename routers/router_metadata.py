@@ -1,4 +1,4 @@
-"""What is known of the built-in routers, in `router_metadata.json` beside this file: for `routelab list`, which imports none of them.
+"""Facts about the built-in routers, in `router_metadata.json`, for `routelab list`, which imports none of them.
 
 Under each name: `causal`, `batch_coupled` and `paper` (`python -m routelab.conformance` records them), and `parity`, a list
 of published implementations and the differences from them (`python -m routelab.parity` measures and records it).

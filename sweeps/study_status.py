@@ -1,4 +1,4 @@
-"""Status of a study from its trials: what is spent, what is left, and the best trials."""
+"""Status of a study from its trials: the spent and the remaining budget, and the best trials."""
 
 from __future__ import annotations
 

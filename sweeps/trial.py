@@ -123,14 +123,14 @@ def trained(spec: RunSpec, key: str, folder: Path, sweep: Sweep, pruning: _Pruni
     try:
         with open(folder / POINTS, "w", encoding="utf-8") as file:
 
-            def leave_and_prune(point: Mapping[str, float]) -> None:
+            def write_and_prune(point: Mapping[str, float]) -> None:
                 with contextlib.suppress(OSError):
                     file.write(json.dumps(dict(point)) + "\n")
                     file.flush()
                 if pruning is not None:
                     pruning.look(point)
 
-            observer = CallbackObserver(point=leave_and_prune)
+            observer = CallbackObserver(point=write_and_prune)
             record = execute(spec, folder=folder, key=key, observer=observer, data=sweep.data, test=False).record
     except StoppedError as error:
         # A run in processes of its own ends with the observer's error, and leaves no record.

@@ -1,4 +1,4 @@
-"""What tuning cost every arm, and what it bought."""
+"""Tuning cost of each arm, and the expected best loss after n trials (Dodge et al. 2019, Show Your Work)."""
 
 from __future__ import annotations
 

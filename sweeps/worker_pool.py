@@ -1,4 +1,4 @@
-"""The worker processes of one machine: each pinned to its cores or to its GPU, and replaced when it dies."""
+"""Worker processes of a sweep on one machine, pinned to cores or a GPU and replaced when they die."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from concurrent.futures.process import BrokenProcessPool
 from routelab.core.errors import UsageError
 from routelab.core.processes import ProcessSettings, WorkerProcess, available_cores, gpu_environment
 
-_DEATHS = 5
-"""Deaths in a row for each worker, without a completed trial in between, after which the pool gives up."""
+_MAX_DEATHS_PER_WORKER = 5
+"""The pool gives up after more deaths than these times the workers, without a completed trial in between."""
 
 
 def shares(cores: list[int], workers: int) -> list[list[int]]:
@@ -22,7 +22,7 @@ def shares(cores: list[int], workers: int) -> list[list[int]]:
 
 
 class WorkerPool:
-    """Worker processes on the studies of a sweep. They end by themselves when nothing is left to do.
+    """Pool of processes that work on the studies of a sweep. They end when no trial is left to do.
 
     Args:
         name: name of the study.
@@ -33,7 +33,7 @@ class WorkerPool:
 
     def __init__(self, name: str, url: str, workers: int, gpus: int) -> None:
         self._name, self._url = name, url
-        # One thread, whatever the cores: a trial's value must not depend on how many workers there were.
+        # One thread per worker, so that a trial's value does not depend on the number of workers.
         self._settings = [
             ProcessSettings(1, tuple(cores), gpu_environment(number, gpus))
             for number, cores in enumerate(shares(available_cores(), workers))
@@ -67,7 +67,8 @@ class WorkerPool:
         for number, (worker, future) in list(self._running.items()):
             if not future.done():
                 continue
-            error, exit_code = future.exception(), worker.exit_code if isinstance(future.exception(), BrokenProcessPool) else 1
+            error = future.exception()
+            exit_code = worker.exit_code if isinstance(error, BrokenProcessPool) else 1
             worker.kill()
             del self._running[number]
             if error is None:
@@ -75,7 +76,7 @@ class WorkerPool:
             if isinstance(error, UsageError):
                 raise error
             self._consecutive_deaths += 1
-            if self._consecutive_deaths > _DEATHS * len(self._settings):
+            if self._consecutive_deaths > _MAX_DEATHS_PER_WORKER * len(self._settings):
                 raise UsageError(
                     f"study={self._name!r}: {self._consecutive_deaths} workers died in a row (last exit code {exit_code})"
                 )
@@ -83,14 +84,14 @@ class WorkerPool:
         return bool(self._running)
 
     def kill(self) -> None:
-        """End every worker at once. Their trials are where the last checkpoint left them."""
+        """End every worker at once. Their trials keep their last checkpoints."""
         for worker, _ in self._running.values():
             worker.kill()
         self._running = {}
 
 
 def _work_on(name: str, url: str) -> None:
-    """Work on a study until nothing is left to do: the task of one worker."""
+    """Work on a study until no trial is left to do: the task of one worker."""
     warnings.simplefilter("ignore")
     from routelab.sweeps.storage import open_store
     from routelab.sweeps.studies import Studies

@@ -1,4 +1,4 @@
-"""What tests of several folders share."""
+"""Fixtures and settings for tests of several folders."""
 
 import gc
 import importlib
@@ -18,15 +18,15 @@ from routelab.core import processes
 torch.set_num_threads(1)
 
 if not torch.accelerator.is_available():
-    # For devices that may yet be initialised, every torch.manual_seed formats the whole call stack, up to four times: a fifth of
-    # the time of tests that seed often. Without any such device the seeds go nowhere.
+    # Until a device is initialised, every torch.manual_seed formats the entire call stack for it, up to four times: a fifth of the
+    # time of tests that seed often. Without such a device the seeds have no effect.
     for devices in (torch.cuda, torch.xpu, torch.mtia):
         devices.manual_seed_all = lambda seed: None
 
 
 def pytest_collection_finish():
-    """Take what the imports of all tests left, which stays, out of garbage collection: a full one takes a third of a second, and
-    Lightning, statsmodels and the workers of comparisons ask for one after many of their steps."""
+    """Exclude the objects that imports created from garbage collection. A full collection takes a third of a second, and
+    Lightning, statsmodels and the workers of comparisons request one after many of their steps."""
     gc.collect()
     gc.freeze()
 
@@ -88,7 +88,7 @@ def importable(tmp_path, monkeypatch):
 
 
 class _LocalWorker:
-    """Worker that runs its tasks in this process, one after another, when `_wait_here` is called."""
+    """Worker that runs its tasks in this process, one after another, when `_run_next_task` is called."""
 
     def submit(self, task, /, *arguments):
         future = Future()
@@ -97,7 +97,7 @@ class _LocalWorker:
 
 
 class _LocalChannel:
-    """Channel whose messages have arrived as soon as they are sent."""
+    """Channel that delivers messages at once."""
 
     def __init__(self):
         self.queue = queue.SimpleQueue()
@@ -116,7 +116,7 @@ def _local_pool(settings, channel=None):
     yield [_LocalWorker() for _ in settings]
 
 
-def _wait_here(pending, timeout, return_when):
+def _run_next_task(pending, timeout, return_when):
     future = min(pending, key=lambda future: future.number)
     try:
         future.set_result(future.call())
@@ -127,12 +127,12 @@ def _wait_here(pending, timeout, return_when):
 
 @pytest.fixture(scope="session")
 def in_this_process():
-    """Return a context in which comparisons train here, and not in workers, each of which spends seconds of CPU time on imports.
+    """Return a context in which comparisons train in this process. A worker spends seconds of CPU time on imports.
 
-    For tests of what a comparison finds, and not of its processes."""
+    Use it in tests of the results of a comparison, not in tests of its processes."""
 
     @contextmanager
-    def here():
+    def local_execution():
         from routelab.comparison import execute
         from routelab.training import run
 
@@ -147,18 +147,18 @@ def in_this_process():
             patch.setattr(processes, "_channel", None)
             patch.setattr(execute, "Channel", _LocalChannel)
             patch.setattr(execute, "worker_pool", _local_pool)
-            patch.setattr(execute, "wait", _wait_here)
+            patch.setattr(execute, "wait", _run_next_task)
             patch.setattr(run, "load_data", load_once)
-            # To collect the garbage of a whole test session takes longer than most runs here.
+            # A garbage collection of the objects of all tests takes longer than most runs in tests.
             patch.setattr(execute, "_let_go", lambda: None)
             yield
 
-    return here
+    return local_execution
 
 
 @pytest.fixture
-def trained_here(in_this_process, new_store, tmp_path):
-    """Train the comparisons of this test in this process, with a database of runs that is there already."""
+def local_training(in_this_process, new_store, tmp_path):
+    """Train the comparisons of a test in this process, with an MLflow database that already exists."""
     new_store(tmp_path / "results/mlflow.db")
     with in_this_process():
         yield
@@ -166,15 +166,15 @@ def trained_here(in_this_process, new_store, tmp_path):
 
 @pytest.fixture(scope="session")
 def new_store(tmp_path_factory):
-    """Return a function that puts an empty MLflow database at a path: a copy, as to create its tables takes most of a second."""
+    """Return a function that copies an empty MLflow database to a path. Creating its tables takes most of a second."""
     from routelab.tracking.mlflow_tracker import Tracker
 
     empty = tmp_path_factory.mktemp("store") / "mlflow.db"
 
-    def put(path):
+    def copy_to(path):
         if not empty.exists():
             Tracker(f"sqlite:///{empty}", "unused").open()
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(empty, path)
 
-    return put
+    return copy_to

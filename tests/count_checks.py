@@ -1,4 +1,4 @@
-"""Count the tests and the assertions of this checkout, beside those of an earlier commit.
+"""Counts of tests and assertions in this checkout and at an earlier commit.
 
     python tests/count_checks.py --commit f3c8993
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import io
 import os
 import re
 import subprocess
@@ -34,7 +35,7 @@ def count_assertions(folder: Path) -> int:
 
 
 def count_collected(root: Path) -> int:
-    """Return the number of tests that pytest collects in a checkout, those left out by default included."""
+    """Return the number of tests that pytest collects in a checkout, including those that a plain run deselects."""
     command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-n", "0", "-m", "", "-p", "no:cacheprovider"]
     environment = {**os.environ, "PYTHONPATH": str(root)}
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
@@ -55,21 +56,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--commit", help="a commit to compare with")
     commit = parser.parse_args().commit
-    here = count(ROOT)
+    present = count(ROOT)
     if commit is None:
-        print(*(f"{name}: {value}" for name, value in here.items()), sep="\n")
+        print(*(f"{name}: {value}" for name, value in present.items()), sep="\n")
         return 0
     with tempfile.TemporaryDirectory() as folder:
         archive = subprocess.run(["git", "archive", commit], cwd=ROOT, capture_output=True, check=True).stdout
-        with tempfile.TemporaryFile() as file:
-            file.write(archive)
-            file.seek(0)
-            with tarfile.open(fileobj=file) as tar:
-                tar.extractall(folder, filter="data")
-        before = count(Path(folder))
-    for name, value in here.items():
-        print(f"{name}: {value} ({commit}: {before[name]})")
-    return int(any(here[name] < before[name] for name in here))
+        with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+            tar.extractall(folder, filter="data")
+        earlier = count(Path(folder))
+    for name, value in present.items():
+        print(f"{name}: {value} ({commit}: {earlier[name]})")
+    return int(any(present[name] < earlier[name] for name in present))
 
 
 if __name__ == "__main__":

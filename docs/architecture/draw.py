@@ -33,7 +33,7 @@ STEPS = [
     ("comparison/summary.py", "verdicts"),
     ("report/comparison_report.py", "page"),
 ]
-"""File of each step of an experiment, and what it makes."""
+"""File and product of each step of an experiment."""
 
 LINKED = ("routers", "experts", "baselines", "sweeps")
 WIDTH, LEFT, BAND, TOP, STEP = 1345, 325, 46, 48, 65
@@ -49,7 +49,7 @@ def layers() -> list[list[str]]:
 
 
 def folder_of(package: str) -> str:
-    """Return the folder of a package as it lies in the repository."""
+    """Return the folder of a package in the repository."""
     return f"{package}/" if package in LINKED else f"routelab/{package}/"
 
 

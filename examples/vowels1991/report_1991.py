@@ -1,4 +1,4 @@
-"""Table and sentence of one reading of the experiment, beside the published numbers."""
+"""Table and sentence of one reading of the experiment, with the published numbers."""
 
 from __future__ import annotations
 

@@ -21,7 +21,6 @@ def analyze_command(
 
     Example: routelab analyze results/language/topk-s0
     """
-    # A run of MLflow's gets its files as artifacts too.
     from routelab.analysis.routing.analysis_report import sample_line, write_analysis
     from routelab.analysis.routing.analyze import analyze, sentences
     from routelab.analysis.trained_run import open_run
@@ -38,6 +37,7 @@ def analyze_command(
         found = analyze(opened, lambda share: show(0, 1, share))
     written = write_analysis(folder, opened, found)
     if opened.run_id is not None:
+        # A run that was looked up in MLflow gets the files as artifacts too.
         leave(uri, opened.run_id, written, "analysis")
     if as_json:
         print_json({name: value for name, value in found.items() if name != "first"})

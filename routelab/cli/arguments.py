@@ -25,7 +25,7 @@ ExamplesOption = Annotated[int | None, typer.Option(help="Of the test split (as 
 DEFAULT_TRACKING_URI = "sqlite:///results/mlflow.db"
 
 plugin_specs: list[str] = []
-"""The plugins of this call, as given by --plugin before the command; `load_plugins` sets it."""
+"""Plugins that --plugin names in this call. `load_plugins` sets them."""
 
 _SWEEP_KEYS = ("study", "storage", "trials", "tuning_flops", "trial_seeds", "objectives", "sampler", "pruner", "search")
 _KEYS_OF_OTHER_COMMANDS = {
@@ -35,7 +35,7 @@ _KEYS_OF_OTHER_COMMANDS = {
     | {"arms": "routelab compare; train takes one arm, such as arm=switch", "seeds": "routelab compare; train takes seed"}
     | dict.fromkeys(("dense_ladder", "budget_ladder", "dense_budgets", "isoflop", "verdict", "workers"), "routelab compare"),
 }
-"""Keys that a command ignores, with the command that reads them. A file may hold them; as overrides they are refused."""
+"""Keys that a command ignores, with the command that reads them. A file may contain them; overrides may not."""
 
 
 def load_plugins(specs: Sequence[str]) -> None:
@@ -55,7 +55,7 @@ def load_plugins(specs: Sequence[str]) -> None:
 
 
 def absolute_plugins() -> list[str]:
-    """Return the plugins of this call, files by their absolute paths, so that every process finds them."""
+    """Return the plugins of this call. Files get absolute paths, so that every process can load them."""
     return [os.path.abspath(spec) if spec.endswith(".py") else spec for spec in plugin_specs]
 
 
@@ -63,7 +63,7 @@ def resolve_overrides(overrides: Sequence[str] | None, command: str = "") -> Any
     """Return the configuration that the arguments of a command resolve to, with the plugins that stand before the command.
 
     Args:
-        overrides: A configuration file, or none, and then key=value settings.
+        overrides: An optional configuration file, followed by key=value settings.
         command: Name of the command, if it does not read all keys.
 
     Returns:

@@ -19,7 +19,6 @@ def list_command(
 
     Example: routelab list routers
     """
-    # What is built in is not imported. A plugin is, so that it is not listed as if it worked.
     from rich.table import Table
 
     from routelab.backbones.backbone_registry import BACKBONES
@@ -48,6 +47,7 @@ def list_command(
             "name": name,
             "kind": title,
             "origin": registry.origin(name),
+            # `problem` imports plugins, so that the list shows the error of a broken one. It imports no built-in part.
             "summary": registry.problem(name) or registry.summary(name),
             **(known.get(name, {}) if registry is ROUTERS and registry.origin(name) == "built in" else {}),
         }

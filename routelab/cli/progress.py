@@ -1,4 +1,4 @@
-"""Progress of long commands: a bar or a live table on a terminal, and a line now and then elsewhere."""
+"""Progress of long commands: a bar or a live table on a terminal, occasional lines elsewhere."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 MIN_SECONDS_BETWEEN_LINES = 10.0
 MAX_LINES = 20
-"""A line follows another after 1 / MAX_LINES of the time since the start, if that is more than the seconds above."""
+"""Two lines are MIN_SECONDS_BETWEEN_LINES apart, or 1 / MAX_LINES of the time since the start if that is longer."""
 
 
 class ProgressLines:
@@ -29,7 +29,7 @@ class ProgressLines:
         return time.monotonic() - self._started
 
     def print(self, line: str) -> None:
-        """Print the line, unless the last one was printed only now."""
+        """Print the line, unless the previous line was printed too recently."""
         now = time.monotonic()
         if now - self._last > max(MIN_SECONDS_BETWEEN_LINES, (now - self._started) / MAX_LINES):
             self._last = now
@@ -57,7 +57,7 @@ def watching(out: Console) -> Iterator[Any]:
 
     def print_line(done: int, total: int, fraction: float) -> None:
         if fraction > 0:
-            # Of the first seconds most go into starting the workers, which says nothing about the rest.
+            # Workers start in the first seconds, so that an estimate from these would be too long.
             left = f", about {lines.seconds * (1 - fraction) / fraction:.0f} s left" if fraction >= 0.02 else ""
             lines.print(f"{done}/{total} runs, {fraction:.0%} of the work{left}")
 

@@ -1,4 +1,4 @@
-"""Runner of a comparison: cached runs are read, the others are trained, and all of them are tracked."""
+"""Runner of a comparison, which reads cached runs, trains the other runs, and tracks all of them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class ComparisonRunner:
         return [self.records[job.key] for job in self.jobs]
 
     def run(self, jobs: Sequence[Job]) -> None:
-        """Bring in the records of these jobs."""
+        """Read or train the runs of these jobs."""
         ready, tracker, parent = self.ready, self.tracker, self.parent
         self.jobs += jobs
         broken = {row.label: row.matched.error for row in ready.rows if row.matched.error}

@@ -1,4 +1,4 @@
-"""Workers: one single-threaded process per core, each training one cell after another."""
+"""Execution of runs in worker processes: one single-threaded process per core, or one per GPU."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from routelab.baselines.build import blame
 from routelab.config.run_options import TrainerOptions
 from routelab.config.run_spec import RunSpec
 from routelab.core.errors import PluginWarning, StorageError, UsageError
+from routelab.core.plugins import load_plugin
 from routelab.core.processes import Channel, ProcessSettings, WorkerProcess, available_cores, gpu_environment, send, worker_pool
 from routelab.records.json_io import is_full, write_json
 from routelab.training.checkpoint import discard
@@ -58,9 +59,12 @@ def default_workers(trainer: TrainerOptions) -> int:
 
 
 def run_jobs(jobs: list[Job], workers: int) -> Iterator[Event]:
-    """Train all jobs, and report what happens. Ctrl-C ends the workers at once; finished cells are on disk by then.
+    """Train all jobs and yield their events.
 
-    A job whose process died is tried once more. StorageError if a cell could not be written: nor could the others.
+    Ctrl-C ends the workers at once; finished cells are on disk by then. A job whose process died is tried once more.
+
+    Raises:
+        StorageError: if a cell could not be written, because the other cells could not be written either.
     """
     if not jobs:
         return
@@ -101,12 +105,10 @@ def _progress(channel: Channel, by_key: dict[str, Job]) -> Iterator[Event]:
 
 
 def _work(job: Job) -> dict[str, Any]:
-    # The parent has reported it.
+    # The parent has already shown these warnings.
     warnings.simplefilter("ignore", PluginWarning)
     try:
         for plugin in job.spec.plugins:
-            from routelab.core.plugins import load_plugin
-
             load_plugin(plugin)
         # The parent alone writes to the tracking store.
         observer = CallbackObserver(

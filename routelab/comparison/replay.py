@@ -1,4 +1,4 @@
-"""Recorded runs again: found by their names, trained anew and compared bit for bit, or set side by side."""
+"""Replay of a recorded run, compared bit for bit, and differences between two recorded runs."""
 
 from __future__ import annotations
 

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 PRECISIONS = ("auto", "32-true", "bf16-mixed")
-
-
 SCHEDULES = ("cosine", "linear", "constant")
 
 

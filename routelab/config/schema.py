@@ -1,4 +1,4 @@
-"""The settings of a run and of a comparison: what there is to configure, and the defaults."""
+"""Schema of the configuration: its keys and their defaults."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 A module's digest covers its syntax tree without comments, docstrings and line numbers. The closure of a module is everything
 that it imports, at the top of a file or inside a function, directly or through others. Imports under `TYPE_CHECKING` do not
-run, so they count only where a package hands on names lazily and lists them there (`from routelab import Router`).
+run. They count only in a package that exports names lazily and lists them there (`from routelab import Router`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ digest of its own, so a new entry leaves the keys of all other entries valid."""
 
 @dataclass(frozen=True)
 class SourceModule:
-    """One source file: its digest, the imports that run, and the names that it hands on lazily.
+    """One source file: its digest, the imports that run, and the names that it exports lazily.
 
     Attributes:
         digest: hexadecimal SHA-256 of the syntax tree.
@@ -42,7 +42,7 @@ class CodeIndex:
     """Modules of some top-level packages, read from their source files on first use.
 
     Args:
-        locate: returns the source file of a module, or None if the module is not to be followed.
+        locate: returns the source file of a module, or None for a module that the closure leaves out.
         modules: modules that have been read.
     """
 
@@ -50,7 +50,7 @@ class CodeIndex:
     modules: dict[str, SourceModule | None] = field(default_factory=dict)
 
     def module(self, name: str) -> SourceModule | None:
-        """Return the module called `name`, or None if it is not to be followed."""
+        """Return the module called `name`, or None if `locate` returns None."""
         if name not in self.modules:
             path = self.locate(name)
             self.modules[name] = None if path is None else read_module(path, name)
@@ -73,7 +73,7 @@ class CodeIndex:
             if module is None:
                 continue
             digests[name] = module.digest
-            # Importing a module runs the packages that hold it.
+            # The import of a module runs the packages that contain it.
             parent = name.rpartition(".")[0]
             pending += [parent] if parent else []
             for target, attribute in module.imports:
@@ -99,7 +99,7 @@ def package_locator(package: str, folder: Path) -> Callable[[str], Path | None]:
         folder: folder that holds its modules; symbolic links in it are followed.
 
     Returns:
-        A function for `CodeIndex`. It returns None for modules of other packages and for names that are no module.
+        A function for `CodeIndex`. It returns None for modules of other packages and for names that are not modules.
     """
 
     def locate(name: str) -> Path | None:
@@ -121,7 +121,7 @@ def read_module(path: Path, name: str) -> SourceModule:
         name: dotted name of the module, to which relative imports refer.
 
     Returns:
-        Its digest, imports and lazy exports. A file that is no valid Python has the digest of its bytes and no imports.
+        Its digest, imports and lazy exports. A file with a syntax error has the digest of its bytes and no imports.
     """
     content = path.read_bytes()
     try:
@@ -141,7 +141,7 @@ def tree_digest(tree: ast.Module) -> str:
 
 
 class _Stripped(ast.NodeTransformer):
-    """Removes what changes no result: strings that stand alone as a statement, and tables of names."""
+    """Transformer that removes code without effect on results: strings used as statements, and tables of names."""
 
     def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
         is_text = isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)

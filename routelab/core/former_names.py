@@ -1,4 +1,4 @@
-"""Former import names: four packages that were at the top level are now part of routelab."""
+"""Former import names of the four packages that were at the top level and are now part of routelab."""
 
 from __future__ import annotations
 
@@ -16,29 +16,32 @@ _CORE = Path(__file__).resolve().parent
 def refuse_former_name(package: str) -> None:
     """Raise ImportError if a package is being imported under its former name.
 
-    Python finds the folder where the current folder is a checkout, and would load the package's modules under two names.
+    If the current folder is a checkout, Python finds the package's folder and would load its modules under two names.
 
     Args:
         package: `__name__` of the package.
+
+    Raises:
+        ImportError: if `package` is a former name.
     """
     if package in FORMER_NAMES:
         raise ImportError(f"import {FORMER_NAMES[package]} instead of {package}", name=package)
 
 
 def former_import(error: BaseException, plugin: str = "") -> str | None:
-    """Return the predicate of a sentence on a plugin that imports a package under its former name.
+    """Describe the import of a package under its former name in a plugin.
 
     Args:
-        error: What importing the plugin raised.
-        plugin: The plugin as the user spells it. The position names the file if it is a different one.
+        error: Exception that the import of the plugin raised.
+        plugin: The plugin as the user spells it. The text names the file with the import if the plugin is not that file.
 
     Returns:
-        "imports 'routers', which is now 'routelab.routers' (line 3)"; None if the error has another cause.
+        Predicate of a sentence, "imports 'routers', which is now 'routelab.routers' (line 3)"; None if the error has another cause.
     """
     if not isinstance(error, ImportError):
         return None
     former = (error.name or "").partition(".")[0]
-    # A package that was loaded from a file of its own under that name is not one of routelab's.
+    # A package of that name that was loaded from its own file is not part of routelab.
     if former not in FORMER_NAMES or getattr(sys.modules.get(former), "__file__", None) is not None:
         return None
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not _imports_for_others(frame.filename, former)]
@@ -50,7 +53,7 @@ def former_import(error: BaseException, plugin: str = "") -> str | None:
 
 
 def _imports_for_others(file: str, former: str) -> bool:
-    """Return whether a file of a traceback belongs to the import system or to routelab, and not to a plugin."""
+    """Return True if a file of a traceback belongs to the import system or to routelab, and not to a plugin."""
     path = Path(file)
     if file.startswith("<frozen ") or file == importlib.__file__ or path.resolve().parent == _CORE:
         return True

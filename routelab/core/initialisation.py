@@ -1,4 +1,4 @@
-"""Initial values that depend on the seed and on declared names, so that arms start the parts that they share alike."""
+"""Initial values that depend on the seed and on declared names, so that parts common to several arms start equal."""
 
 from __future__ import annotations
 

@@ -14,8 +14,11 @@ def lazy(package: str, names: Mapping[str, str]) -> tuple[Callable[[str], Any], 
     """Return `__getattr__` and `__dir__` for a package whose public names are imported on first use.
 
     Args:
-        package: `__name__` of the package; ImportError if it is a former name, such as "routers".
+        package: `__name__` of the package.
         names: Public name -> the module that defines it.
+
+    Raises:
+        ImportError: if `package` is a former name, such as "routers".
     """
     refuse_former_name(package)
 

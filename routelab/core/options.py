@@ -45,7 +45,7 @@ def check_options(what: str, target: Callable[..., Any], options: Mapping[str, A
 
 @functools.lru_cache(maxsize=256)
 def _hints(target: Callable[..., Any]) -> dict[str, Any]:
-    """Read the types of a constructor's arguments, kept for the next arm: every annotation is a string that must be compiled."""
+    """Return the types of a constructor's arguments. The result is cached, as every annotation is a string to compile."""
     try:
         return get_type_hints(cast(Any, target).__init__ if isinstance(target, type) else target)
     except Exception:

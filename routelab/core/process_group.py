@@ -43,13 +43,16 @@ def launch(call: Callable[..., Any], arguments: tuple[Any, ...], count: int, hea
     """Run `call(tell, *arguments)` in `count` new processes that form a group.
 
     Args:
-        call: a function that a new process can import. What process 0 passes to `tell` is handed to `heard`.
+        call: a function that a new process can import. It may pass messages to `tell`.
         arguments: further arguments of `call`.
         count: number of processes.
         heard: called in this process with every message of process 0.
 
     Returns:
-        The value that `call` returned in process 0. If a process fails, the others are killed and its error is raised.
+        The value that `call` returned in process 0.
+
+    Raises:
+        Exception: the error of a process that failed; the other processes are killed.
     """
     channel, port = Channel(), free_port()
     threads = max(1, torch.get_num_threads() // count)
@@ -62,10 +65,11 @@ def launch(call: Callable[..., Any], arguments: tuple[Any, ...], count: int, hea
             for message in channel.messages():
                 heard(message)
             for future in done:
-                # Raises what went wrong in a process, while the others may wait for it.
+                # Raises the error of a failed process at once: the other processes may wait for it.
                 future.result()
-        for message in channel.messages():
-            heard(message)
+    # A worker sends messages from a thread, which may end after the worker's task, but ends before its process.
+    for message in channel.messages():
+        heard(message)
     return futures[0].result()
 
 

@@ -1,6 +1,6 @@
-"""Worker processes: the one way in which routelab starts processes on this machine.
+"""Worker processes on this machine.
 
-Comparisons, sweeps, groups of processes that train one run, and the examples all use `WorkerProcess`. Each worker is an
+Comparisons, sweeps, groups of processes that train one run, and the examples all use `WorkerProcess`. A worker is an
 executor of `concurrent.futures` with a single process, so that the death of one process breaks no other.
 """
 
@@ -22,7 +22,7 @@ _CONTEXT = multiprocessing.get_context("spawn")
 _PARENT_CHECK_SECONDS = 1.0
 
 _channel: Any = None
-"""In a worker: the queue to the parent."""
+"""Queue to the parent process; None outside of a worker."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def run_tasks(
         settings: one entry for each worker.
 
     Yields:
-        The index of a tuple and its finished future, in the order of completion.
+        The index of each tuple and its finished future, in the order of completion.
     """
     pending = list(range(len(arguments)))[::-1]
     with worker_pool(settings[: len(arguments)]) as workers:
@@ -142,7 +142,7 @@ def run_tasks(
 
 @contextlib.contextmanager
 def worker_pool(settings: Iterable[ProcessSettings], channel: Channel | None = None) -> Iterator[list[WorkerProcess]]:
-    """Hold workers, one for each entry of `settings`. On an exception they are killed, otherwise they end after their tasks."""
+    """Provide one worker for each entry of `settings`. An exception kills the workers; otherwise they end after their tasks."""
     workers = [WorkerProcess(entry, channel) for entry in settings]
     try:
         yield workers
@@ -194,7 +194,7 @@ def _start(settings: ProcessSettings, channel: Any) -> None:
 
 
 def exit_when_parent_dies() -> None:
-    """Watch the parent process from a thread: a parent that was killed cannot end its children."""
+    """End this process when its parent dies. A thread watches the parent, because a killed parent cannot end its children."""
     parent = os.getppid()
 
     def watch_parent() -> None:

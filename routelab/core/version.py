@@ -7,5 +7,5 @@ __all__ = ["__version__"]
 try:
     __version__ = version("routelab")
 except PackageNotFoundError:
-    # A checkout on the path, of which nothing is installed.
+    # The package is on the path but not installed.
     __version__ = "0+unknown"

@@ -18,9 +18,9 @@ def digits() -> DataSet:
 
 @functools.cache
 def _read() -> tuple[Tensor, Tensor]:
-    """Read images (N, 1, 8, 8) and labels (N,), once in a process: scikit-learn parses text, a tenth of a second for every run.
+    """Read images (N, 1, 8, 8) and labels (N,). The result is cached, as scikit-learn takes a tenth of a second to parse text.
 
-    The splits of a data set are copies of rows, so nobody can change what is kept.
+    The splits of a data set are copies of rows, so no caller can change the cached tensors.
     """
     from sklearn.datasets import load_digits
 

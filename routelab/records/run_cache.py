@@ -94,7 +94,7 @@ def _parts(arm: ArmSpec) -> list[tuple[Registry[Any], str]]:
 
 @functools.cache
 def code_index() -> CodeIndex:
-    """Return the modules of this installation, as they were when this process first asked."""
+    """Return the modules of this installation, as they were at the first call in this process."""
     return CodeIndex(package_locator("routelab", Path(routelab.__file__).parent))
 
 

@@ -21,12 +21,20 @@ class RunStore(Protocol):
     """Store that keeps the records of runs under ids of its own, such as MLflow."""
 
     def read_json(self, run_id: str, artifact: str) -> dict[str, Any]:
-        """Return a JSON object that was left with a run; UsageError if the store, the run or the object is not there."""
+        """Return a JSON artifact of a run.
+
+        Args:
+            run_id: id of the run in the store.
+            artifact: path of the artifact.
+
+        Raises:
+            UsageError: if the store, the run or the artifact does not exist.
+        """
         ...
 
     @property
     def folder(self) -> Path | None:
-        """Folder of the store on this machine; None if it lies elsewhere."""
+        """Folder of the store on this machine; None if the store is on another machine."""
         ...
 
 
@@ -86,8 +94,8 @@ def folder_of(run: str, record: Mapping[str, Any], store: RunStore | None, resul
     if known is not None:
         return known
     cell = str((record.get("provenance") or {}).get("cell"))
-    beside = None if store is None else store.folder
-    roots = [results, *([] if beside is None else [beside])]
+    store_folder = None if store is None else store.folder
+    roots = [results, *([] if store_folder is None else [store_folder])]
     for root in roots:
         if (root / "cells" / cell / WEIGHTS).is_file():
             return root / "cells" / cell

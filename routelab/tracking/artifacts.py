@@ -17,32 +17,27 @@ from routelab.tracking.mlflow_tracker import QUIET, client_of
 from routelab.tracking.uri import absolute, is_server, reason, shown, sqlite_path
 
 
-def recorded(uri: str, run_id: str, artifact: str) -> dict[str, Any]:
-    """A JSON object that was left with a run; UsageError if the store, the run or the object is not there."""
-    database = sqlite_path(uri)
-    if database is not None and not database.is_file():
-        raise UsageError(f"tracking.uri {shown(uri)!r}: there is no such store")
-    try:
-        client = client_of(absolute(uri))
-        client.get_run(run_id)
-        with tempfile.TemporaryDirectory() as folder:
-            found = read_json(Path(client.download_artifacts(run_id, artifact, folder)))
-    except Exception as error:
-        raise UsageError(f"run {run_id!r} in tracking.uri {shown(uri)!r}: {reason(error)}") from error
-    if found is None:
-        raise UsageError(f"run {run_id!r} in tracking.uri {shown(uri)!r} has no readable {artifact}")
-    return found
-
-
 @dataclass(frozen=True)
 class MlflowStore:
-    """MLflow store at a tracking URI, as `records.run_lookup` reads it."""
+    """MLflow store at a tracking URI; implements `routelab.records.run_lookup.RunStore`."""
 
     uri: str
 
     def read_json(self, run_id: str, artifact: str) -> dict[str, Any]:
-        """Return a JSON object that was left with a run; UsageError if the store, the run or the object is not there."""
-        return recorded(self.uri, run_id, artifact)
+        """Return a JSON artifact of a run; UsageError if the store, the run or the artifact does not exist."""
+        database = sqlite_path(self.uri)
+        if database is not None and not database.is_file():
+            raise UsageError(f"tracking.uri {shown(self.uri)!r}: there is no such store")
+        try:
+            client = client_of(absolute(self.uri))
+            client.get_run(run_id)
+            with tempfile.TemporaryDirectory() as folder:
+                found = read_json(Path(client.download_artifacts(run_id, artifact, folder)))
+        except Exception as error:
+            raise UsageError(f"run {run_id!r} in tracking.uri {shown(self.uri)!r}: {reason(error)}") from error
+        if found is None:
+            raise UsageError(f"run {run_id!r} in tracking.uri {shown(self.uri)!r} has no readable {artifact}")
+        return found
 
     @property
     def folder(self) -> Path | None:

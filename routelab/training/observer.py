@@ -1,4 +1,4 @@
-"""Observers of a run: called with its progress and with the points of its curve."""
+"""Observers of a run, which receive its progress and the points of its curve."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 
 class Observer:
-    """Base of observers. It ignores what it is called with."""
+    """Base class of observers. Its methods do nothing."""
 
     def spent(self, share: float) -> None:
         """Called when a part of the budget has been spent, with the fraction spent so far (0 to 1)."""
@@ -19,7 +19,7 @@ class Observer:
 
 
 class CallbackObserver(Observer):
-    """Observer that hands everything to two functions.
+    """Observer that calls two functions.
 
     Args:
         progress: called with the fraction of the budget that has been spent, 0 to 1.

@@ -1,4 +1,4 @@
-"""The loop: one run = data + arm + seed + budget, through one Trainer, to one record."""
+"""One run: data, arm, seed and budget, through one Trainer, to one record."""
 
 from __future__ import annotations
 

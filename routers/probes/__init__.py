@@ -1,1 +1,1 @@
-"""Cheap probes of a router: what its outputs depend on, asked with random tokens. Training and conformance both run them."""
+"""Cheap probes that measure on random tokens what the outputs of a router depend on. Training and conformance run them."""

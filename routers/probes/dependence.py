@@ -19,7 +19,7 @@ _POSITIONS = 32
 
 
 def reacts(layer: Callable[..., tuple[Tensor, Routing]], seed: int, part: Literal["later", "others"]) -> float:
-    """Measure how far outputs change when other tokens do. Both calls draw the same random numbers.
+    """Measure how far outputs change when other tokens change. Both calls draw the same random numbers.
 
     Args:
         layer: a layer of `random_tokens.WIDTH` features.
@@ -41,10 +41,9 @@ def reacts(layer: Callable[..., tuple[Tensor, Routing]], seed: int, part: Litera
 
 
 def routes_tokens_alone(router: Router, vocab_size: int, device: torch.device) -> bool:
-    """Return True if in evaluation a router does with a token what it does with a sequence of that token alone.
+    """Return True if a router in evaluation routes each token as it routes a sequence of that token alone.
 
-    The router is asked about random tokens, so that the answer holds for any router: once as one sequence, once as as many
-    sequences of one token.
+    The probe routes random tokens twice: as one sequence, and as sequences of one token each.
 
     Args:
         router: the router.
@@ -63,7 +62,7 @@ def routes_tokens_alone(router: Router, vocab_size: int, device: torch.device) -
     finally:
         router.train(was_training)
     if isinstance(together, Slots):
-        return False  # What a slot reads is a mixture of all tokens, although each token combines slots by itself.
+        return False  # A slot reads a mixture of all tokens, although each token combines slots by itself.
     weights = [plan.weight.flatten() for plan in (together, alone)]
     fractions = share_TE(together, 1, _POSITIONS), share_TE(alone, _POSITIONS, 1)
     return weights[0].shape == weights[1].shape and all(torch.allclose(a, b, atol=1e-5) for a, b in (fractions, weights))

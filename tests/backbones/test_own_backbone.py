@@ -92,7 +92,7 @@ def test_counting_leaves_a_network_as_it_was(training):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("trained_here")
+@pytest.mark.usefixtures("local_training")
 def test_a_plugin_backbone_is_compared(tmp_path):
     (tmp_path / "mine.py").write_text(PLUGIN)
     with only_for_now(BACKBONES):

@@ -20,10 +20,10 @@ def run(*words, cwd=None):
 
 
 @pytest.fixture
-def called(capsys, tmp_path, monkeypatch):
-    """Return a function that runs a command in this process and gives its exit code and output.
+def invoke(capsys, tmp_path, monkeypatch):
+    """Return a function that runs a command in this process and returns its exit code and output.
 
-    A new process spends seconds on imports, and only the tests of the process itself need one."""
+    A new process spends seconds on imports, and only tests of the process itself need one."""
     monkeypatch.chdir(tmp_path)
 
     def call(*words):
@@ -55,11 +55,11 @@ def test_the_help_of_every_command_has_an_example_and_loads_nothing_heavy(tmp_pa
     assert [name for name, page in pages.items() if name not in groups and "--json" not in page] == []
 
 
-def test_list_is_json_for_machines_and_whole_for_people(called):
-    rows = json.loads(called("list", "routers", "--json")[1].out)
+def test_list_is_json_for_machines_and_whole_for_people(invoke):
+    rows = json.loads(invoke("list", "routers", "--json")[1].out)
     assert {"switch", "top2", "expert_choice", "hash", "soft"} <= {row["name"] for row in rows}
     assert all(row["origin"] == "built in" and row["summary"] for row in rows)
-    text = called("list")[1].out
+    text = invoke("list")[1].out
     assert "expert_choice" in text
     assert "mnist5k" in text
 
@@ -81,12 +81,12 @@ def test_list_is_json_for_machines_and_whole_for_people(called):
         (["ui", "--uri", "sqlite:///nothere.db"], "no such store"),
     ],
 )
-def test_wrong_calls_exit_2_with_one_sentence(words, part, called):
-    code, said = called(*words)
-    assert code == 2, said.out + said.err
-    assert part in said.err
-    assert "Traceback" not in said.err
-    assert len(said.err.strip().splitlines()) == 1
+def test_wrong_calls_exit_2_with_one_sentence(words, part, invoke):
+    code, output = invoke(*words)
+    assert code == 2, output.out + output.err
+    assert part in output.err
+    assert "Traceback" not in output.err
+    assert len(output.err.strip().splitlines()) == 1
 
 
 def test_a_process_ends_with_the_exit_code_and_the_sentence(tmp_path):
@@ -206,7 +206,7 @@ def test_a_device_that_is_not_there(tmp_path, monkeypatch, capsys):
     assert "this machine has none; use auto or cpu" in capsys.readouterr().err
 
 
-def test_a_plugin_in_one_file(tmp_path, called):
+def test_a_plugin_in_one_file(tmp_path, invoke):
     (tmp_path / "mine.py").write_text(
         "import torch\nfrom routelab import Router, RouterInput, Routing, TopK, register_router\n\n"
         "@register_router('mine')\nclass Mine(Router):\n    '''My idea.'''\n"
@@ -217,21 +217,21 @@ def test_a_plugin_in_one_file(tmp_path, called):
         "        score, expert = logits.sigmoid().topk(1)\n"
         "        return Routing(TopK(expert, score, self.num_experts), logits=logits, probs=logits.softmax(-1))\n"
     )
-    rows = json.loads(called("--plugin", "mine.py", "list", "routers", "--json")[1].out)
+    rows = json.loads(invoke("--plugin", "mine.py", "list", "routers", "--json")[1].out)
     assert {"name": "mine", "kind": "routers", "origin": "plugin mine.py", "summary": "My idea."} in rows
-    code, said = called(
+    code, output = invoke(
         "--plugin", "mine.py", "train", "arm=mine", "router.temperature=2.0", "budget.steps=4", "trainer.checks=2", "--json"
     )  # fmt: skip
-    assert code == 0, said.err
-    record = json.loads(said.out)
+    assert code == 0, output.err
+    record = json.loads(output.out)
     assert record["status"] == "ok"
     assert record["config"]["arm"]["router"] == {"temperature": 2.0}
     assert (tmp_path / record["folder"] / "weights.ckpt").exists()
     (tmp_path / "bad.py").write_text("import nothing_of_that_name\n")
-    code, said = called("--plugin", "bad.py", "list")
+    code, output = invoke("--plugin", "bad.py", "list")
     assert code == 2
-    assert "ModuleNotFoundError" in said.err
-    assert "line 1" in said.err
+    assert "ModuleNotFoundError" in output.err
+    assert "line 1" in output.err
 
 
 def test_print_config_names_sources(tmp_path, monkeypatch, capsys):
@@ -244,11 +244,11 @@ def test_print_config_names_sources(tmp_path, monkeypatch, capsys):
     assert {"name": "budget.steps", "value": 300, "source": "default"} in rows
 
 
-def test_doctor(called):
-    code, said = called("doctor", "--json")
-    assert code == 0, said.out
+def test_doctor(invoke):
+    code, output = invoke("doctor", "--json")
+    assert code == 0, output.out
     assert {"torch", "cores", "data digits", "data mnist5k", "data flights", "data letter"} <= {
-        row["name"] for row in json.loads(said.out)
+        row["name"] for row in json.loads(output.out)
     }
 
 

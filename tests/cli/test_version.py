@@ -1,4 +1,4 @@
-"""The version: of the package, and `routelab --version`."""
+"""Version of the package, and `routelab --version`."""
 
 import importlib.metadata
 import os
@@ -26,7 +26,7 @@ def test_the_option_prints_the_version_before_anything_else_and_loads_nothing_he
 
 def test_the_version_is_that_of_the_metadata_and_is_read_on_first_use():
     assert routelab.__version__ == importlib.metadata.version("routelab")
-    # The metadata takes longer to load than the package.
+    # importlib.metadata takes longer to load than the package.
     script = "import routelab, sys; print('importlib.metadata' in sys.modules); routelab.__version__; print('importlib.metadata' in sys.modules)"
     assert run("-S", "-c", script, env=os.environ | {"PYTHONPATH": str(CHECKOUT)}).split() == ["False", "True"]
 
@@ -35,5 +35,5 @@ def test_a_package_that_is_not_installed_has_an_unknown_version(tmp_path):
     # An editable install leaves its metadata in the checkout, which is also on the path there.
     (tmp_path / "routelab").symlink_to(CHECKOUT / "routelab")
     script = "import routelab; print(routelab.__version__)"
-    # -S leaves out the packages of the environment.
+    # -S excludes the packages of the environment.
     assert run("-S", "-c", script, env=os.environ | {"PYTHONPATH": ""}, cwd=tmp_path) == "0+unknown\n"

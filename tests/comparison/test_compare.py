@@ -86,7 +86,7 @@ def test_compare_caches_resumes_and_reports(tmp_path, in_this_process):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("trained_here")
+@pytest.mark.usefixtures("local_training")
 def test_a_failing_plugin_fails_alone(tmp_path):
     plugin = tmp_path / "broken.py"
     plugin.write_text(
@@ -211,8 +211,8 @@ def test_a_full_disk_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("is_here", [True, pytest.param(False, marks=pytest.mark.long)])
-def test_an_interrupted_comparison_goes_on(tmp_path, monkeypatch, in_this_process, is_here):
+@pytest.mark.parametrize("is_local", [True, pytest.param(False, marks=pytest.mark.long)])
+def test_an_interrupted_comparison_goes_on(tmp_path, monkeypatch, in_this_process, is_local):
     real = comparison_runner.run_jobs
 
     def cut_short(jobs, workers):
@@ -222,7 +222,7 @@ def test_an_interrupted_comparison_goes_on(tmp_path, monkeypatch, in_this_proces
                 raise KeyboardInterrupt
 
     monkeypatch.setattr(comparison_runner, "run_jobs", cut_short)
-    with in_this_process() if is_here else nullcontext():
+    with in_this_process() if is_local else nullcontext():
         with pytest.raises(KeyboardInterrupt):
             compare(words(tmp_path))
         monkeypatch.setattr(comparison_runner, "run_jobs", real)
@@ -280,7 +280,7 @@ def test_a_cell_key_follows_the_content_of_a_file_that_an_option_names(tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("trained_here")
+@pytest.mark.usefixtures("local_training")
 def test_a_regression_has_r2_in_the_table(tmp_path):
     done = compare(words(tmp_path, "data=flights", "data.rows=600", "seeds=1", "trainer.batch_size=32"))
     assert [record["status"] for record in done.records] == ["ok"] * 2
@@ -291,7 +291,7 @@ def test_a_regression_has_r2_in_the_table(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("trained_here")
+@pytest.mark.usefixtures("local_training")
 def test_a_leak_is_marked_wherever_the_arm_is(tmp_path):
     """An arm whose evaluation depends on other examples, let through by router.allow_leak."""
     from mlflow.tracking import MlflowClient

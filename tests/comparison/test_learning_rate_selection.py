@@ -62,7 +62,7 @@ def test_wrong_rates(value):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("trained_here")
+@pytest.mark.usefixtures("local_training")
 def test_compare_trains_all_and_shows_the_best(tmp_path):
     words = [
         f"output={tmp_path}/results/mine", f"tracking.uri=sqlite:///{tmp_path}/results/mlflow.db", "budget.steps=6",

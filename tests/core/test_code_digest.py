@@ -1,4 +1,4 @@
-"""Digests of source code: what counts as an edit, and which modules an import runs."""
+"""Digests of source code: edits that change them, and the modules that an import runs."""
 
 import ast
 
@@ -97,13 +97,13 @@ def test_a_file_that_is_no_python_has_the_digest_of_its_bytes(tmp_path):
 
 
 def test_links_to_folders_are_followed(package, tmp_path):
-    (package / "linked").symlink_to(tmp_path / "beside", target_is_directory=True)
-    (tmp_path / "beside").mkdir()
-    (tmp_path / "beside" / "__init__.py").write_text("")
-    (tmp_path / "beside" / "part.py").write_text("x = 1\n")
+    (package / "linked").symlink_to(tmp_path / "target", target_is_directory=True)
+    (tmp_path / "target").mkdir()
+    (tmp_path / "target" / "__init__.py").write_text("")
+    (tmp_path / "target" / "part.py").write_text("x = 1\n")
     assert package / "linked" / "part.py" in list(source_files(package))
     before = closure(package, "pkg.linked.part")
-    (tmp_path / "beside" / "part.py").write_text("x = 2\n")
+    (tmp_path / "target" / "part.py").write_text("x = 2\n")
     after = closure(package, "pkg.linked.part")
     assert list(before) == list(after) == ["pkg", "pkg.linked", "pkg.linked.part", "pkg.tools"]
     assert [name for name in before if before[name] != after[name]] == ["pkg.linked.part"]

@@ -31,7 +31,7 @@ def test_a_worker_runs_its_tasks_in_order_in_one_process():
         assert worker.submit(os.getpid).result() == futures[0].result()
         with pytest.raises(ZeroDivisionError):
             futures[2].result()
-    # The queue hands messages on from a thread of the worker, which has ended.
+    # A thread of the worker sends the messages; it has ended with the worker.
     assert list(channel.messages()) == ["text"]
 
 

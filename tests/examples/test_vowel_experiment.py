@@ -1,18 +1,16 @@
 """The vowel experiment: what is stopped where, what is counted, and what its command says."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
 import torch
 import vowel_experiment as experiment
+import vowels1991
 from report_1991 import lines, verdict
 
 from routelab.core.errors import UsageError
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "vowels1991"
-CONFIG = str(EXAMPLE / "vowels1991.yaml")
+CONFIG = str(vowels1991.CONFIG)
 
 
 def test_criteria_by_hand():
@@ -105,11 +103,7 @@ def test_wrong_words_are_one_sentence(word, sentence):
 def test_the_command_prints_table_and_ratio(tmp_path, capsys):
     words = ["runs=2", "search=[4]", "search_runs=1", "counts=[per output]", "experts=[4]", "hidden=[6]", "splits=[random]"]
     words += ["readings=[{outputs: softmax, scale: 0.5}]", f"output={tmp_path / 'out'}"]
-    # By its path: the name `run` belongs to no package.
-    spec = importlib.util.spec_from_file_location("run_vowels1991", EXAMPLE / "run.py")
-    command = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(command)
-    command.main(words)
+    vowels1991.main(words)
     out = capsys.readouterr().out
     assert "criterion 0.08 per output, prediction" in out
     assert "times the epochs of backprop (published: 0.48)" in out

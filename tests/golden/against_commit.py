@@ -26,11 +26,11 @@ ROOT = FOLDER.parents[1]
 ORIGIN = "f3c8993"
 
 
-def main(words: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Record both trees, compare them and print what differs.
 
     Args:
-        words: The arguments. None takes those of the process.
+        arguments: The arguments. None takes those of the process.
 
     Returns:
         The exit code: 0 if all values are equal, 1 otherwise.
@@ -40,17 +40,17 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", default="", help="a regular expression: the cases to compare")
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "routelab-golden")
     parser.add_argument("--keep", type=Path, help="write the recording of the present tree to this file")
-    given = parser.parse_args(words)
-    old = recording_of(given.commit, given.only, given.cache)
+    options = parser.parse_args(arguments)
+    old = recording_of(options.commit, options.only, options.cache)
     with tempfile.TemporaryDirectory() as folder:
-        out = given.keep or Path(folder) / "present.json"
-        run_recorder(out, ROOT, given.only)
+        out = options.keep or Path(folder) / "present.json"
+        run_recorder(out, ROOT, options.only)
         new = json.loads(out.read_text())
     lines, compared = differences(KEY_MAP.translate_recording(old), new, KEY_MAP)
     for line in lines:
         print(line)
     print(
-        f"{len(old['cases'])} cases, {compared} values compared with {given.commit}, {len(lines)} differ "
+        f"{len(old['cases'])} cases, {compared} values compared with {options.commit}, {len(lines)} differ "
         f"({old['cpu_seconds']:.0f} and {new['cpu_seconds']:.0f} CPU seconds)"
     )
     return 1 if lines else 0
@@ -69,7 +69,7 @@ def recording_of(commit: str, only: str, cache: Path) -> dict[str, Any]:
     """
     commit = _git("rev-parse", "--verify", f"{commit}^{{commit}}").decode().strip()
     packages = _output(sys.executable, "-m", "pip", "freeze", "--exclude-editable")
-    sources = b"".join((FOLDER / name).read_bytes() for name in ("record.py", "cases.py"))
+    sources = b"".join((FOLDER / name).read_bytes() for name in ("record.py", "golden_cases.py"))
     digest = hashlib.sha256(sources + packages + sys.version.encode() + only.encode()).hexdigest()[:16]
     path = cache / f"{commit[:12]}-{digest}.json"
     if not path.is_file():

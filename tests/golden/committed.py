@@ -1,10 +1,10 @@
 """Write and compare the committed values: `python tests/golden/committed.py` writes `values.json` anew.
 
 The script records the present tree twice, with this machine's vector instructions and without them. A value that the two
-recordings do not agree on within `REPRODUCED` hangs on the order of sums, and is left out: the biases of attention's keys, whose
-gradient is rounding alone, and what stacking's combiner is fitted to. `against_commit.py` compares all values.
+recordings do not agree on within `REPRODUCED` depends on the order of sums, and is left out: the biases of attention's keys, whose
+gradient is rounding error, and the targets of stacking's combiner. `against_commit.py` compares all values.
 
-A commit that changes numbers on purpose writes the file anew and names each change.
+A commit that changes numbers on purpose rewrites the file and names each change.
 """
 
 from __future__ import annotations

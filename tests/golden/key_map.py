@@ -118,15 +118,15 @@ class KeyMap:
         Raises:
             KeyMapError: Two keys have one present name.
         """
-        given = {}
+        named = {}
         for key, value in config.items():
             if key == "arm":
-                given[key] = self._translate_arm(value)
+                named[key] = self._translate_arm(value)
             elif key == "arms":
-                given[key] = [self._translate_arm(arm) for arm in value]
+                named[key] = [self._translate_arm(arm) for arm in value]
             else:
-                given[key] = self._translate_value(key, value)
-        return self.config.translate_all(given)
+                named[key] = self._translate_value(key, value)
+        return self.config.translate_all(named)
 
     def translate_recording(self, recording: Mapping[str, Any]) -> dict[str, Any]:
         """Return what `record.py` wrote at f3c8993 under the present names.
@@ -172,11 +172,11 @@ class KeyMap:
             if key == "name":
                 yield key, self._translate_value("arm.name", value)
                 continue
-            own = f"arm.{name}.{key}"
-            known = own if own in self.config.exact else key
-            new = self.config.translate(known)
+            arm_key = f"arm.{name}.{key}"
+            old_key = arm_key if arm_key in self.config.exact else key
+            new = self.config.translate(old_key)
             if new is not None:
-                yield new, self._translate_value(known, value)
+                yield new, self._translate_value(old_key, value)
 
     def _translate_value(self, key: str, value: Any) -> Any:
         values = self.config_values.get(key, {})

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 
-# scikit-learn's boosting takes as many threads as it is given, and the order of its sums depends on them.
+# scikit-learn's boosting takes as many threads as it can get, and the order of its sums depends on their number.
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ[_name] = "1"
 
@@ -31,11 +31,10 @@ import numpy
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from cases import COMPARED, TRAINED
+from golden_cases import COMPARED, TRAINED
 from key_map import KEY_MAP, ORIGINAL, KeyMap
 
-# The clock, the machine, and what only says how a run came about. Addresses hold digests of settings, so that renamed keys
-# change them.
+# Values of the clock and of the machine, and provenance. Addresses are digests of settings, which change with renamed keys.
 LEFT_OUT = re.compile(
     r"(^|.*\.)(\w*seconds\w*|\w*per_second|time_ratio|inference|peak|resumed_at|shared_steps|provenance|config|folder|traceback|"
     r"problems|cells)(\..*)?"
@@ -43,21 +42,21 @@ LEFT_OUT = re.compile(
 TEXTS = re.compile(r"status|error|metric|data|(.*\.)?(state|verdict)")
 
 
-def main(words: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Record the cases that the command line names.
 
     Args:
-        words: The arguments. None takes those of the process.
+        arguments: The arguments. None takes those of the process.
     """
     parser = argparse.ArgumentParser(description="Train every case of the golden test and write its values.")
     parser.add_argument("out", type=Path)
     parser.add_argument("--root", type=Path, help="fail unless routelab is imported from below this folder")
     parser.add_argument("--original", action="store_true", help="use the names of commit f3c8993")
     parser.add_argument("--only", default="", help="a regular expression: the cases to record, with the cases they build on")
-    given = parser.parse_args(words)
-    recording = record(ORIGINAL if given.original else KEY_MAP, root=given.root, only=given.only)
-    given.out.write_text(json.dumps(recording, indent=0))
-    print(f"{len(recording['cases'])} cases, {recording['cpu_seconds']:.0f} CPU seconds: {given.out}")
+    options = parser.parse_args(arguments)
+    recording = record(ORIGINAL if options.original else KEY_MAP, root=options.root, only=options.only)
+    options.out.write_text(json.dumps(recording, indent=0))
+    print(f"{len(recording['cases'])} cases, {recording['cpu_seconds']:.0f} CPU seconds: {options.out}")
 
 
 def record(key_map: KeyMap, *, root: Path | None = None, only: str = "") -> dict[str, Any]:
@@ -152,9 +151,9 @@ class Recorder:
         Raises:
             RuntimeError: The run failed.
         """
-        given = self._config(TRAINED[name], name)
+        config = self._config(TRAINED[name], name)
         with _Starts() as starts:
-            run = self.routelab.train(given)
+            run = self.routelab.train(config)
         kept = self._attribute(run, "record")
         if kept[self.key_map.record.translate("status")] != "ok":
             raise RuntimeError(f"case {name!r} failed: {kept[self.key_map.record.translate('error')]}")
@@ -164,7 +163,7 @@ class Recorder:
         return {"record": flatten(kept), "weights": weights, "start": starts.values}
 
     def compare(self, name: str) -> dict[str, Any]:
-        """Carry out one comparison and return its values.
+        """Run one comparison and return its values.
 
         Args:
             name: A key of `COMPARED`.
@@ -190,8 +189,8 @@ class Recorder:
 
     def _config(self, config: Mapping[str, Any], name: str) -> dict[str, Any]:
         output = self.folder / name.replace("/", "-")
-        given = self.key_map.translate_config({**self._with_runs(config), "output": str(output)})
-        return nested(given)
+        config = self.key_map.translate_config({**self._with_runs(config), "output": str(output)})
+        return nested(config)
 
     def _with_runs(self, value: Any) -> Any:
         if isinstance(value, Mapping):
@@ -242,7 +241,7 @@ class _Starts:
 
 
 def tensor_values(tensor: torch.Tensor) -> list[Any]:
-    """Return what is recorded of a tensor.
+    """Return the recorded values of a tensor.
 
     Args:
         tensor: Any tensor.
@@ -257,7 +256,7 @@ def tensor_values(tensor: torch.Tensor) -> list[Any]:
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Return the numbers of a tree, and the texts that say what came out, by their dotted paths.
+    """Return the numbers of a tree, and its texts about results, by their dotted paths.
 
     Args:
         tree: Nested mappings and lists of plain values.
@@ -274,7 +273,7 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
         parts = list(enumerate(tree))
     else:
         is_kept = tree is None or isinstance(tree, (bool, int, float)) or TEXTS.fullmatch(prefix)
-        # What follows the colon of a verdict is a sentence, with ratios of times.
+        # After the colon, a verdict is a sentence with ratios of times.
         return {prefix: tree.partition(":")[0] if isinstance(tree, str) else tree} if is_kept else {}
     flat: dict[str, Any] = {prefix: len(parts)} if prefix and not parts else {}
     for key, value in parts:

@@ -14,7 +14,7 @@ pytest.importorskip("ruff", reason="ruff is in the extra `dev`")
 
 
 def lint(source):
-    """Lines of ruff's report on a module of the checkout with that source."""
+    """Return the lines of ruff's report on a module of the checkout with that source."""
     command = [sys.executable, "-m", "ruff", "check", "--output-format=concise", "--stdin-filename=mine.py", "-"]
     done = subprocess.run(command, cwd=CHECKOUT, input=source, capture_output=True, text=True, check=False)
     return [line for line in done.stdout.splitlines() if "TID251" in line]

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from routelab.core.former_names import FORMER_NAMES
+
 CHECKOUT = Path(__file__).parents[2]
-FORMER_NAMES = ("baselines", "experts", "routers", "sweeps")
 NOT_SOURCES = (".*", "__pycache__", "build", "dist", "*.egg-info", "results", "mlruns")
 
 pytestmark = pytest.mark.long
@@ -51,7 +52,7 @@ def build(kind, source, output):
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """A copy of the checkout: a build leaves folders behind, from which a later wheel takes files that no longer exist."""
+    """Copy the checkout. A build leaves folders, from which a later wheel would take files that no longer exist."""
     copy = tmp_path_factory.mktemp("source") / "routelab"
     return shutil.copytree(CHECKOUT, copy, symlinks=True, ignore=shutil.ignore_patterns(*NOT_SOURCES))
 
@@ -67,14 +68,14 @@ def sdist(source, tmp_path_factory):
 
 
 def files_in(wheel):
-    """Path -> content of the files of a wheel but those of its dist-info folder."""
+    """Return path -> content of the files of a wheel, without its dist-info folder."""
     with zipfile.ZipFile(wheel) as archive:
         names = [name for name in archive.namelist() if ".dist-info/" not in name]
         return {name: archive.read(name) for name in names}
 
 
 def files_of_the_package():
-    """Path -> content of the files below routelab/ in the checkout. Path.rglob does not follow links on Python 3.11."""
+    """Return path -> content of the files below routelab/ in the checkout. Path.rglob does not follow links on Python 3.11."""
     folders = os.walk(CHECKOUT / "routelab", followlinks=True)
     paths = [Path(folder) / file for folder, _, files in folders if not folder.endswith("__pycache__") for file in files]
     return {path.relative_to(CHECKOUT).as_posix(): path.read_bytes() for path in paths}

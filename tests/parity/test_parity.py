@@ -206,7 +206,7 @@ def test_the_scale_of_soft_is_copied():
 
 
 def test_recording_leaves_other_facts_alone(tmp_path):
-    path = tmp_path / "facts.json"
+    path = tmp_path / "router_metadata.json"
     path.write_text(json.dumps({"topk": {"causal": True, "parity": [{"reference": "gone"}]}, "base": {"paper": "Lewis"}}))
     pytest.importorskip("transformers")
     reference = REFERENCES[0]

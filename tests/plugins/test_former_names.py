@@ -17,7 +17,7 @@ IMPORTS = ("import {}.base", "from {} import Router", "from {}.contract import R
 
 @pytest.fixture(params=["checkout", "elsewhere", "folder of that name"])
 def module_path(request, monkeypatch, tmp_path):
-    """sys.path as in a process that starts in a checkout, in another folder, and in one with folders of the former names."""
+    """Set sys.path as in a process that starts in a checkout, in another folder, or in one with folders of the former names."""
     path = [entry for entry in sys.path if not any((Path(entry or ".") / name).is_dir() for name in FORMER_NAMES)]
     if request.param == "checkout":
         path.insert(0, str(CHECKOUT))

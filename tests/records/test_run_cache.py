@@ -61,7 +61,7 @@ CHANGED = {
     "routelab.records.run_cache": set(),
     "routelab.core.intervals": set(),
 }
-"""Modules whose effect is known by their purpose, and the arms whose addresses an edit must change."""
+"""Module -> the arms whose addresses change with an edit of it."""
 
 NO_EFFECT = ("analysis", "cli", "comparison", "conformance", "parity", "presets", "report", "scaffold", "sweeps", "tracking")
 """Packages that no run imports."""
@@ -80,7 +80,7 @@ def module_of(path, root):
 
 @pytest.fixture
 def tree(tmp_path, monkeypatch):
-    """A copy of the source tree that the addresses of runs are computed from."""
+    """Copy the source tree, and compute the addresses of runs from the copy."""
     root = tmp_path / "routelab"
     shutil.copytree(Path(routelab.__file__).parent, root, ignore=shutil.ignore_patterns("__pycache__"))
     index = CodeIndex(package_locator("routelab", root))
@@ -108,13 +108,13 @@ def test_an_edit_of_each_module_changes_the_addresses_of_the_runs_that_import_it
     without_effect = {name for name in changed if name.split(".")[1:2] and name.split(".")[1] in NO_EFFECT}
     assert len(without_effect) > 80
     assert {name: changed[name] for name in without_effect if changed[name]} == {}
-    # Nothing lies outside the closures but through the table above or a package that no run imports.
+    # The address of every run depends on most modules that some run imports.
     assert sum(arms == ALL for arms in changed.values()) > 40
 
 
 @pytest.mark.long
 def test_a_run_loads_no_module_outside_its_address():
-    """A new process trains arm after arm; what each run loads beyond its configuration is in its static closure.
+    """Train arm after arm in a new process. The modules that a run loads after its configuration are in its static closure.
 
     Data sets are left out: the digest of their content is in the address.
     """

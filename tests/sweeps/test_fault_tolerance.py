@@ -85,7 +85,7 @@ def test_a_sweep_whose_workers_are_killed_is_the_sweep_that_nobody_disturbed(wor
         pids, ended = at_work(storage)
         if ended != told:
             told, since = ended, 0
-        # After ten deaths without a trial told in between a crew takes it that nothing can be done.
+        # A pool of two workers gives up after ten deaths without a completed trial in between.
         if not pids or since == 6:
             time.sleep(0.1)
             continue

