@@ -12,14 +12,12 @@ import os
 import queue
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any
 
 _CONTEXT = multiprocessing.get_context("spawn")
-_PARENT_CHECK_SECONDS = 1.0
 
 _channel: Any = None
 """Queue to the parent process; None outside of a worker."""
@@ -194,12 +192,13 @@ def _start(settings: ProcessSettings, channel: Any) -> None:
 
 
 def exit_when_parent_dies() -> None:
-    """End this process when its parent dies. A thread watches the parent, because a killed parent cannot end its children."""
-    parent = os.getppid()
+    """Wait in a thread for the end of the parent process: a parent that is killed cannot end its children."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
 
-    def watch_parent() -> None:
-        while os.getppid() == parent:
-            time.sleep(_PARENT_CHECK_SECONDS)
+    def wait_for_parent() -> None:
+        parent.join()
         os._exit(1)
 
-    threading.Thread(target=watch_parent, daemon=True).start()
+    threading.Thread(target=wait_for_parent, daemon=True).start()

@@ -3,8 +3,11 @@
 import operator
 import os
 import signal
+import subprocess
+import sys
 import time
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 
 import pytest
 
@@ -96,3 +99,31 @@ def test_kill_before_a_task_and_twice():
 def test_workers_take_the_gpus_in_turn(number, gpus, visible, expected, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert gpu_environment(number, gpus) == expected
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads the state of a process from /proc")
+def test_a_worker_ends_when_its_parent_is_killed():
+    code = (
+        "import os, time\n"
+        "from routelab.core.processes import ProcessSettings, WorkerProcess\n"
+        "if __name__ == '__main__':\n"
+        "    worker = WorkerProcess(ProcessSettings(threads=None))\n"
+        "    print(worker.submit(os.getpid).result(), flush=True)\n"
+        "    worker.submit(time.sleep, 60)\n"
+        "    time.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
+        worker = int(parent.stdout.readline())
+        parent.kill()
+    end = time.monotonic() + 20
+    while time.monotonic() < end and is_running(worker):
+        time.sleep(0.05)
+    assert not is_running(worker)
+
+
+def is_running(pid):
+    """Return True for a process that exists and is not a zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
