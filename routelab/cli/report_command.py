@@ -22,7 +22,8 @@ def report_command(
     Example: routelab report digits letter flights
     """
     from routelab.cli.output import console, print_json
-    from routelab.comparison.results import across, report_again
+    from routelab.comparison.cross_dataset import across
+    from routelab.comparison.results import report_again
 
     out = console(quiet=as_json)
     if len(experiments) == 1:
@@ -45,7 +46,7 @@ def print_across(out: Any, summary: dict[str, Any]) -> None:
 
     Args:
         out: Console of `routelab.cli.output.console`.
-        summary: Return value of `routelab.comparison.results.across`.
+        summary: Return value of `routelab.comparison.cross_dataset.across`.
     """
     from rich.table import Table
 

@@ -14,9 +14,9 @@ from routelab.cli.app import app, guarded
 from routelab.comparison import compare as module
 from routelab.comparison import comparison_runner
 from routelab.comparison.compare import carry_out
+from routelab.comparison.cross_dataset import across
 from routelab.comparison.execute import Event
 from routelab.comparison.prepared_comparison import plan
-from routelab.comparison.results import across
 from routelab.config.resolve import resolve
 from routelab.core.errors import UsageError
 from routelab.records.json_io import write_json
