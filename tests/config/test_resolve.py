@@ -14,6 +14,7 @@ from routelab.routers.router_registry import ROUTERS
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
+        (["configs/vowels1991.yaml"], ["'configs/vowels1991.yaml'", "python examples/vowels1991/run.py"]),
         (["bugdet.steps=3"], ["bugdet", "did you mean 'budget'"]),
         (["budget.setps=3"], ["budget.setps", "budget.steps"]),
         (["data=digit"], ["digit", "did you mean 'digits'"]),
