@@ -96,6 +96,8 @@ def settings_of(path: str | Path, overrides: Sequence[str] = ()) -> Settings:
     for name in ("runs", "epochs", "criterion", "search_runs", "in_use"):
         if not getattr(settings, name) > 0:
             raise UsageError(f"{name}={getattr(settings, name)} must be above 0")
+    if settings.workers < 0:
+        raise UsageError(f"workers={settings.workers} must be at least 0")
     for name in ("search", "experts", "hidden"):
         values = getattr(settings, name)
         if not values or not all(value > 0 for value in values):

@@ -27,6 +27,7 @@ from routelab.cli.sweep_commands import sweep
 from routelab.cli.train_command import train_command
 from routelab.cli.ui_command import ui_command
 from routelab.core.errors import PluginWarning, StorageError, UsageError
+from routelab.core.former_names import missing_package
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
@@ -101,6 +102,9 @@ def guarded(call: Callable[[], Any]) -> int:
     except OSError as error:
         return _say(f"{error.filename or 'a file of this run'}: {error.strerror or error}", 1)
     except Exception as error:
+        missing = missing_package(error)
+        if missing is not None:
+            return _say(missing, 1)
         # Wrong options and commands: click's exceptions, which some releases of typer carry under a name of their own.
         if not hasattr(error, "format_message"):
             raise

@@ -5,6 +5,8 @@ All else in the file stays as it is.
 
 from __future__ import annotations
 
+import argparse
+
 from routelab.conformance.router_facts import all_facts
 from routelab.routers.router_metadata import FACTS, read, write
 
@@ -19,4 +21,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(
+        prog="python -m routelab.conformance", description="Record dependence and paper of every built-in router."
+    ).parse_args()
     main()

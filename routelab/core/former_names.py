@@ -52,6 +52,18 @@ def former_import(error: BaseException, plugin: str = "") -> str | None:
     return f"imports {former!r}, which is now {FORMER_NAMES[former]!r}{position}"
 
 
+def missing_package(error: BaseException) -> str | None:
+    """Return a sentence on a checkout without one of the links routelab/routers -> ../routers and so on; None otherwise."""
+    former = (error.name or "").removeprefix("routelab.") if isinstance(error, ModuleNotFoundError) else ""
+    if f"routelab.{former}" != getattr(error, "name", None) or former not in FORMER_NAMES:
+        return None
+    link = _CORE.parent / former
+    return (
+        f"{str(link)!r} must be a symbolic link to '../{former}'; "
+        f"`git config core.symlinks true && git checkout HEAD -- routelab/{former}` restores it (on Windows, in developer mode)"
+    )
+
+
 def _imports_for_others(file: str, former: str) -> bool:
     """Return True if a file of a traceback belongs to the import system or to routelab, and not to a plugin."""
     path = Path(file)

@@ -124,6 +124,8 @@ def run_tasks(
     Yields:
         The index of each tuple and its finished future, in the order of completion.
     """
+    if arguments and not settings:
+        raise ValueError("settings is empty; one entry for each worker is needed")
     pending = list(range(len(arguments)))[::-1]
     with worker_pool(settings[: len(arguments)]) as workers:
         running: dict[Future[Any], tuple[int, WorkerProcess]] = {}

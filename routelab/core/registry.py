@@ -18,7 +18,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
-from routelab.core.code_digest import source_files
+from routelab.core.code_digest import read_module, source_files
 from routelab.core.errors import PluginError, PluginWarning, UsageError, first_line, unknown
 from routelab.core.former_names import former_import
 from routelab.core.plugins import FILE_MODULE, docstring_in, loading, locate
@@ -134,7 +134,8 @@ class Registry(Generic[T]):
         return self._entry(name).target.partition(":")[0]
 
     def sources(self, name: str) -> list[Path]:
-        """Return the files of the plugin that defines the name: its one file, or all files of its package. Nothing is imported.
+        """Return the files of the plugin that defines the name: its file with the modules below its folder that it
+        imports, or all files of its package. Nothing is imported.
 
         Returns:
             Paths in sorted order; empty for what is built in, whose code is known by its module.
@@ -143,7 +144,7 @@ class Registry(Generic[T]):
         if path is None or entry.origin == BUILT_IN:
             return []
         top = locate(entry.package)
-        return [path] if top is None or top.name != "__init__.py" else list(source_files(top.parent))
+        return _with_helpers(path) if top is None or top.name != "__init__.py" else list(source_files(top.parent))
 
     def summary(self, name: str) -> str:
         """The first line of the docstring, read without importing the module."""
@@ -234,6 +235,24 @@ class Registry(Generic[T]):
         self._entry_points_read = True
         for point in sorted(entry_points(group=self.group), key=_origin):
             self._add(Entry(point.name, _origin(point), f"{point.module}:{point.attr}", installed=True))
+
+
+def _with_helpers(path: Path) -> list[Path]:
+    """Return a plugin's file and the modules below its folder that it imports, directly or through others, in sorted order."""
+    found, pending = {path}, [path]
+    while pending and "site-packages" not in path.parts:
+        here = pending.pop()
+        for target, attribute in read_module(here, here.stem).imports:
+            if target.partition(".")[0] in ("", "routelab"):
+                continue
+            for name in (target, f"{target}.{attribute}"):
+                helper = None if name.endswith(".") else locate(name)
+                if helper is None or helper.suffix != ".py" or helper in found or "site-packages" in helper.parts:
+                    continue
+                if path.parent in helper.parents:
+                    found.add(helper)
+                    pending.append(helper)
+    return sorted(found)
 
 
 def _origin(point: EntryPoint) -> str:

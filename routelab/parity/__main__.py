@@ -5,6 +5,7 @@ What is recorded of a package that is not installed stays as it is, and so does 
 
 from __future__ import annotations
 
+import argparse
 import sys
 
 from routelab.parity.parity_record import installed, record
@@ -35,4 +36,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(
+        prog="python -m routelab.parity", description="Measure every installed reference and record the result."
+    ).parse_args()
     sys.exit(main())

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from routelab.cli.app import guarded
 from routelab.core.errors import PluginError, UsageError
-from routelab.core.former_names import FORMER_NAMES
+from routelab.core.former_names import FORMER_NAMES, missing_package
 from routelab.core.plugins import load_plugin
 
 CHECKOUT = Path(__file__).parents[2]
@@ -105,3 +106,15 @@ def test_an_import_in_a_checkout_names_the_new_package(name):
 
 def _without_python_path():
     return {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+
+
+def test_a_checkout_without_a_link_gets_one_sentence(capsys):
+    def call():
+        raise ModuleNotFoundError("No module named 'routelab.routers'", name="routelab.routers")
+
+    assert guarded(call) == 1
+    said = capsys.readouterr().err
+    assert "routelab/routers' must be a symbolic link to '../routers'" in said
+    assert said.count("\n") == 1
+    assert missing_package(ModuleNotFoundError("", name="routelab.nosuch")) is None
+    assert missing_package(ModuleNotFoundError("", name="routers")) is None

@@ -4,6 +4,7 @@ import sys
 
 import pytest
 
+from routelab.core import registry
 from routelab.core.errors import PluginError, PluginWarning, UsageError
 from routelab.core.plugins import load_plugin
 from routelab.routers.router_registry import register_router
@@ -186,3 +187,15 @@ def test_registering_the_same_class_twice_is_no_clash(table):
     from routelab.routers.topk import TopKRouter
 
     assert register_router("mine")(register_router("mine")(TopKRouter)) is registry.get("mine")
+
+
+def test_a_file_counts_with_the_helpers_beside_it(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "a_helper.py").write_text("import b_helper, math, torch\n")
+    (tmp_path / "b_helper.py").write_text("import a_helper\nK = 1\n")
+    (tmp_path / "unrelated.py").write_text("")
+    (tmp_path / "helped.py").write_text(
+        "from a_helper import b_helper\nfrom routelab import Router\n"
+    )
+    found = registry._with_helpers(tmp_path / "helped.py")
+    assert [path.name for path in found] == ["a_helper.py", "b_helper.py", "helped.py"]
