@@ -127,11 +127,6 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         tree = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
     except FileNotFoundError:
-        if path.name == "vowels1991.yaml":
-            raise UsageError(
-                f"unknown configuration file {str(path)!r}; it is now examples/vowels1991/vowels1991.yaml, "
-                "run by `python examples/vowels1991/run.py [KEY=VALUE]...`"
-            ) from None
         near = sorted(str(found) for found in Path("configs").glob("*.yaml"))
         raise unknown("configuration file", path, near) from None
     except (OSError, UnicodeDecodeError) as error:

@@ -59,6 +59,8 @@ def load_plugin(spec: str) -> None:
     try:
         if spec.endswith(".py") or "/" in spec:
             path = Path(spec).expanduser().resolve()
+            if path.is_dir():
+                raise UsageError(f"plugin {spec!r} is a folder; name a .py file, or a module")
             if not path.is_file():
                 raise UsageError(f"plugin {spec!r}: there is no such file")
             # Named by its path, so that two plugins called plugin.py do not collide and a reload is recognised.

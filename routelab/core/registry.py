@@ -237,22 +237,20 @@ class Registry(Generic[T]):
             self._add(Entry(point.name, _origin(point), f"{point.module}:{point.attr}", installed=True))
 
 
-def _with_helpers(path: Path) -> list[Path]:
+def _with_helpers(plugin: Path) -> list[Path]:
     """Return a plugin's file and the modules below its folder that it imports, directly or through others, in sorted order."""
-    found, pending = {path}, [path]
-    while pending and "site-packages" not in path.parts:
-        here = pending.pop()
-        for target, attribute in read_module(here, here.stem).imports:
-            if target.partition(".")[0] in ("", "routelab"):
-                continue
+    files, pending = {plugin}, [plugin]
+    # The folder of an installed plugin holds every other distribution too.
+    while pending and "site-packages" not in plugin.parts:
+        module = pending.pop()
+        for target, attribute in read_module(module, module.stem).imports:
             for name in (target, f"{target}.{attribute}"):
-                helper = None if name.endswith(".") else locate(name)
-                if helper is None or helper.suffix != ".py" or helper in found or "site-packages" in helper.parts:
-                    continue
-                if path.parent in helper.parents:
-                    found.add(helper)
+                is_own = name.partition(".")[0] not in ("", "routelab") and not name.endswith(".")
+                helper = locate(name) if is_own else None
+                if helper is not None and helper.suffix == ".py" and plugin.parent in helper.parents and helper not in files:
+                    files.add(helper)
                     pending.append(helper)
-    return sorted(found)
+    return sorted(files)
 
 
 def _origin(point: EntryPoint) -> str:

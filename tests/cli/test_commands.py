@@ -160,6 +160,7 @@ SHAPES = [
     ("train search.optimizer.lr=0.1", "is a key of routelab sweep run"),
     ("--plugin folder.yaml list", "plugin 'folder.yaml' failed to import"),
     ("--plugin folder list", "plugin 'folder' is a folder without code"),
+    ("--plugin ./folder list", "plugin './folder' is a folder; name a .py file, or a module"),
 ]
 PLACES_AND_FILES = [
     ("compare output=file/x", "output='file/x' cannot be written to"),

@@ -186,8 +186,3 @@ def test_every_configuration_can_be_read():
     for path in sorted((Path(__file__).parents[2] / "configs").glob("*.yaml")):
         with only_for_now(ROUTERS):
             resolve(path)
-
-
-def test_the_configuration_of_1991_says_where_it_is():
-    with pytest.raises(UsageError, match=r"python examples/vowels1991/run\.py"):
-        resolve(Path("configs/vowels1991.yaml"))

@@ -194,8 +194,6 @@ def test_a_file_counts_with_the_helpers_beside_it(tmp_path, monkeypatch):
     (tmp_path / "a_helper.py").write_text("import b_helper, math, torch\n")
     (tmp_path / "b_helper.py").write_text("import a_helper\nK = 1\n")
     (tmp_path / "unrelated.py").write_text("")
-    (tmp_path / "helped.py").write_text(
-        "from a_helper import b_helper\nfrom routelab import Router\n"
-    )
+    (tmp_path / "helped.py").write_text("from a_helper import b_helper\nfrom routelab import Router\n")
     found = registry._with_helpers(tmp_path / "helped.py")
     assert [path.name for path in found] == ["a_helper.py", "b_helper.py", "helped.py"]
