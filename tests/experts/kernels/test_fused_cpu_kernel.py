@@ -243,5 +243,5 @@ def test_keep_freed_memory_says_what_it_did():
         torch.ones(2**24)
         return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-    faults()
-    assert min(faults() for _ in range(3)) < 1000, "64 MiB are 16384 pages"
+    # An aligned allocation needs a few bytes more than the last one left, so the heap may grow several times first.
+    assert min(faults() for _ in range(20)) < 1000, "64 MiB are 16384 pages"
