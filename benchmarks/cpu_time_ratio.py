@@ -25,8 +25,8 @@ from scipy import stats
 ROOT = Path(__file__).resolve().parents[1]
 MAX_PAIRS = 60
 COMMANDS = {
-    "loop": ["benchmarks/loop.py", "--rounds", "1", "--arms", "dense", "switch"],
-    "layer": ["benchmarks/layer.py", "--rounds", "1", "--experts", "8", "--threads", "1"],
+    "loop": ["benchmarks/loop.py", "--rounds", "1", "--arms", "switch"],
+    "layer": ["benchmarks/layer.py", "--rounds", "3", "--experts", "8", "--threads", "1", "--tables", "choice"],
     "share": ["-m", "benchmarks.sweeps", "share"],
 }
 """Command-line arguments of the Python interpreter for each benchmark."""
