@@ -12,12 +12,16 @@ import os
 import queue
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any
 
 _CONTEXT = multiprocessing.get_context("spawn")
+
+_EXIT_SECONDS = 1.0
+"""How long to wait for the exit status of a process that has died."""
 
 _channel: Any = None
 """Queue to the parent process; None outside of a worker."""
@@ -90,8 +94,12 @@ class WorkerProcess:
         """Exit code of the process; None while it runs or before the first task."""
         if self._process is None:
             return None
-        self._process.join(timeout=1.0)
-        return self._process.exitcode
+        end = time.monotonic() + _EXIT_SECONDS
+        # The executor's own thread may have collected the exit status and not yet have stored it.
+        while self._process.exitcode is None and time.monotonic() < end:
+            time.sleep(0.01)
+        code: int | None = self._process.exitcode
+        return code
 
     def kill(self) -> None:
         """End the process at once and drop its tasks."""
