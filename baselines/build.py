@@ -88,7 +88,7 @@ def plugins_in(spec: ArmSpec) -> dict[str, str]:
 
 
 def blame(spec: ArmSpec, error: Exception, when: str) -> str:
-    """What went wrong `when` ("at step 3"), in one line that names the plugins of the arm, if it has any."""
+    """Return one line on an error that occurred `when` ("at step 3"), with the plugins of the arm."""
     said = f"{type(error).__name__} {when}{f': {first_line(error)}' if first_line(error) else ''}"
     return ": ".join([*filter(None, [" with ".join(plugins_in(spec).values())]), said])
 

@@ -42,7 +42,7 @@ PUBLISHED = {
 
 @dataclass
 class Settings:
-    """What `vowels1991.yaml` may set.
+    """Settings of `vowels1991.yaml`.
 
     runs: of each system. epochs: after which a run is given up. counts: what the criterion may be, see `COUNTS`. search: step
     sizes tried, with `search_runs` runs each. readings: what the outputs are, and the range (-scale, scale) of the initial

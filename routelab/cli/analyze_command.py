@@ -17,7 +17,7 @@ def analyze_command(
     examples: ExamplesOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """What the experts of a routed run specialise in: by domain, class and byte; paths; the loss without each of them.
+    """Analyze the experts of a routed run: specialisation by domain, class and byte; paths; the loss without each expert.
 
     Example: routelab analyze results/language/topk-s0
     """

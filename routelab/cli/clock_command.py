@@ -28,7 +28,7 @@ def clock_command(
     precision: Annotated[str | None, typer.Option(help="float32 or bfloat16 (on a GPU bfloat16, else float32).")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """When a mixture is slower although it computes less: latency against dense models of equal FLOPs and of equal parameters.
+    """Measure the latency of a mixture against dense models of equal FLOPs and of equal parameters.
 
     Example: routelab clock results/language/topk-s0 --sizes 1,16,256
     """
@@ -71,7 +71,7 @@ def clock_command(
     out.print(_clock_table(found))
     for sentence in found["sentences"]:
         out.print(sentence)
-    out.print("The dense models have their initial weights: what a product takes does not hang on its numbers.")
+    out.print("The dense models have their initial weights: the time of a product does not depend on its values.")
     out.print(f"Numbers: {places[0]}   Figures: {places[2]}")
 
 

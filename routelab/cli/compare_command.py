@@ -100,7 +100,7 @@ def compare(resolved: Any, quiet: bool = False) -> Any:
 
 
 def announcement(ready: Any) -> str:
-    """What a planned comparison will do, cost, and be able to show."""
+    """Describe the runs of a planned comparison, their cost, and the effect that they can detect."""
     from routelab.comparison.estimate import outlook
 
     config, ahead = ready.resolved.config, outlook(ready)

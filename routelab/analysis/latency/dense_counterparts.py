@@ -25,7 +25,7 @@ _SIZES = ("hidden", "moe_every")
 def rivals_of(spec: RunSpec, task: Task, device: torch.device) -> dict[str, SingleBackbone]:
     """The backbone of a routed run with dense feed-forwards, as wide as matching makes them to the mixture, by name.
 
-    Their weights are the initial ones: what a product takes does not hang on its numbers. UsageError where no width is within
+    Their weights are the initial ones: the time of a product does not depend on its values. UsageError where no width is within
     2% of the mixture's FLOPs or parameters.
     """
     backbone: Mapping[str, Any] = {key: value for key, value in spec.arm.backbone.items() if key not in _SIZES}

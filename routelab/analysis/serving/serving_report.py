@@ -185,8 +185,8 @@ def _fewest(names: Sequence[str], found: Sequence[Found], batch: int, share: flo
         ((row_at(each, batch, share)["bytes_per_token"], name) for name, each in zip(names, found, strict=True)),
         key=lambda pair: pair[0]["mean"],
     )
-    told = "; ".join(f"{name} {format_interval(value, format_bytes)}" for value, name in rows)
-    return f"Bytes read per token with {share:.0%} of the experts in memory, fewest first: {told}."
+    intervals = "; ".join(f"{name} {format_interval(value, format_bytes)}" for value, name in rows)
+    return f"Bytes read per token with {share:.0%} of the experts in memory, fewest first: {intervals}."
 
 
 def figures_of(found: Sequence[Found]) -> list[Drawn]:
