@@ -105,7 +105,7 @@ def announcement(ready: Any) -> str:
 
     config, ahead = ready.resolved.config, outlook(ready)
     seeds = len({job.spec.seed for job in ready.jobs})
-    counted = f"{seeds} to {max(seeds, config.verdict.most)}" if config.seeds == "auto" else str(seeds)
+    counted = f"{seeds} to {max(seeds, config.statistics.max_seeds)}" if config.seeds == "auto" else str(seeds)
     text = f"{len(ready.labels)} arms x {counted} seeds on {config.data['name']}"
     beside = len(ready.rows) - len(ready.labels)
     if beside:

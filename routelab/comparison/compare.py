@@ -102,9 +102,9 @@ def _summary(ready: Plan, records: list[dict[str, Any]], ordered: list[dict[str,
     main = [record for record in ordered if record["arm"] in ready.labels]
     summary = summarise(
         ready.resolved.name, main, ready.labels, ready.reference,
-        verdict=config.verdict, sequential=is_sequential, frontier=frontier_of(ordered, ready.rows, ready.reference),
+        options=config.statistics, sequential=is_sequential, frontier=frontier_of(ordered, ready.rows, ready.reference),
     ) | {"tuned": choose_rates(records), "rows": described(ready.rows), "cells": cells_of(ordered)}  # fmt: skip
-    summary["pairs"] = judged_pairs(ready.pairs, main, summary["metric"], config.verdict, is_sequential)
+    summary["pairs"] = judged_pairs(ready.pairs, main, summary["metric"], config.statistics, is_sequential)
     summary["series"] = series_of([row.matched.choice for row in ready.rows if row.is_main])
     inputs = ready.data.task.inputs
     summary["tokens_per_example"] = inputs.shape[0] if inputs.kind == "text" else None
@@ -117,7 +117,7 @@ def _summary(ready: Plan, records: list[dict[str, Any]], ordered: list[dict[str,
 def _more(ready: Plan, records: Sequence[Mapping[str, Any]]) -> list[Job]:
     """With seeds=auto: the cells of the next seeds, of the arms whose verdict is open, against the reference or in a pair, and of
     the reference."""
-    verdict, reference = ready.resolved.config.verdict, ready.reference
+    options, reference = ready.resolved.config.statistics, ready.reference
     assert reference is not None
     main = [row for row in ready.rows if row.is_main]
     best = best_rates(records)
@@ -129,12 +129,12 @@ def _more(ready: Plan, records: Sequence[Mapping[str, Any]]) -> list[Job]:
     trained = len({record["seed"] for record in records if record["arm"] == reference})
     labels, wanted = {reference}, []
     for values, members in families:
-        for name, each in look(values, verdict.margin, verdict.level).items():
+        for name, each in look(values, options.margin, options.alpha).items():
             if each.state == "open" and len(values[name]) > 1:
                 labels.update(members[name])
-                wanted.append((seeds_to_settle(values[name], each.level) or verdict.most) - trained)
+                wanted.append((seeds_to_settle(values[name], each.level) or options.max_seeds) - trained)
     # All arms that are still open have as many seeds as the reference.
-    most = verdict.most - trained
+    most = options.max_seeds - trained
     if not wanted or most < 1:
         return []
     # Never more than twice as many at once: an estimate from few seeds is rough.

@@ -79,8 +79,8 @@ def distillation(run: str, words: Sequence[str], plugins: Sequence[str] = ()) ->
         raise UsageError(f"budget.seconds={config.budget.seconds:g} ends runs by the clock; distil compares at equal FLOPs")
     # What papers report: as many steps, the teacher's passes forgotten.
     pairs = [[choice.label, EQUAL_STEPS] for choice in choices if choice.spec.name == "distilled"]
-    verdict = replace(config.verdict, pairs=config.verdict.pairs or pairs)
-    config = replace(config, arms=arms, budget=Budget(flops=flops), verdict=verdict)
+    statistics = replace(config.statistics, pairs=config.statistics.pairs or pairs)
+    config = replace(config, arms=arms, budget=Budget(flops=flops), statistics=statistics)
     name = f"distil-{record['arm']}" + ("" if SEED in run else f"-s{record['seed']}")
     made = f"distil {run}"
     return replace(resolved, config=config, name=name, sources={**resolved.sources, "arms": made, "budget": made})

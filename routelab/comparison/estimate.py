@@ -56,7 +56,7 @@ def outlook(ready: Plan) -> Outlook:
             seconds = sum((pace[row.label] or 0.0) * cost for row, cost in counted) / workers
     seeds = len({job.spec.seed for job in ready.jobs})
     others = max(1, len(ready.labels) - 1)
-    effect = detectable_effect(seeds, alpha=config.verdict.level / others) if seeds > 1 else None
+    effect = detectable_effect(seeds, alpha=config.statistics.alpha / others) if seeds > 1 else None
     return Outlook(len(todo), len(todo) - len(counted), sum(cost for _, cost in counted), seconds, effect)
 
 

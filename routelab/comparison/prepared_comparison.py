@@ -40,7 +40,7 @@ class Plan:
     @property
     def pairs(self) -> list[tuple[str, str]]:
         """The arms that are judged against each other."""
-        return pairs_of(self.resolved.config.verdict, self.labels)
+        return pairs_of(self.resolved.config.statistics, self.labels)
 
     def run_name(self, job: Job) -> str:
         """What the run of a job is called in the tracking store."""
@@ -70,11 +70,11 @@ def plan(resolved: Resolved) -> Plan:
     check_batch(config, data)
     if config.seeds == "auto" and reference is None:
         raise UsageError(f"seeds=auto needs the reference {config.match.reference!r} among the arms")
-    pairs_of(config.verdict, [row.label for row in rows if row.is_main])
+    pairs_of(config.statistics, [row.label for row in rows if row.is_main])
     check_writable(resolved.output)
     empty = Plan(resolved, rows, [], reference, data, origins)
     if config.seeds == "auto":
-        empty.jobs_of(rows, range(config.verdict.most))  # What a later seed builds on is missed now, not then.
+        empty.jobs_of(rows, range(config.statistics.max_seeds))  # What a later seed builds on is missed now, not then.
     jobs = empty.jobs_of(rows, seeds)
     check_reference(choices, config.match)
     return replace(empty, jobs=jobs)

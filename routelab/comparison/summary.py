@@ -11,7 +11,7 @@ from routelab.comparison.frontier import to_target
 from routelab.comparison.per_domain import domains_of
 from routelab.comparison.statistics.hypothesis_tests import differences, judge
 from routelab.comparison.verdict import caveat_of, sentence_of, verdict_of
-from routelab.config.schema import Verdict
+from routelab.config.schema import StatisticsOptions
 from routelab.core.intervals import mean_interval
 from routelab.report.arm_labels import marks
 
@@ -37,7 +37,7 @@ def summarise(
     labels: Sequence[str],
     reference: str | None,
     *,
-    verdict: Verdict | None = None,
+    options: StatisticsOptions | None = None,
     sequential: bool = False,
     frontier: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def summarise(
     labels: the arms that are judged. sequential: seeds were added where the verdict was open, so that intervals and verdicts
     are those of `routelab.comparison.statistics.sequential`. frontier: what `routelab.comparison.frontier.frontier_of` found.
     """
-    verdict = verdict or Verdict()
+    options = options or StatisticsOptions()
     metric = next((record["metric"] for record in records if record.get("metric")), "accuracy")
     seeds = sorted({record["seed"] for record in records})
     arms = {label: entry_of(records, label, metric, reference) for label in labels}
@@ -55,11 +55,11 @@ def summarise(
             ours, theirs = entry[key], arms[reference][key] if reference else None
             entry[ratio] = ours / theirs if ours and theirs else None
     compared = differences(labels, reference, records) if reference else {}
-    judge(arms, compared, verdict, sequential)
+    judge(arms, compared, options, sequential)
     readings = readings_of(arms, reference)
     for label, entry in arms.items():
         entry["training_ratio"] = readings.get(label)
-        entry["by_domain"] = domains_of(records, label, reference, verdict.level)
+        entry["by_domain"] = domains_of(records, label, reference, options.alpha)
         entry["leverage"] = ((frontier or {}).get("arms") or {}).get(label)
         if label in compared and reference:
             entry["to_target"] = to_target(records, reference, label)
@@ -67,9 +67,9 @@ def summarise(
     data = records[0]["data"] if records else name
     return {
         "name": name, "data": data, "metric": metric, "reference": reference, "seeds": seeds, "arms": arms,
-        "sentence": sentence_of(arms, reference, data, verdict.level, sequential) + readings_sentence(arms, reference, readings),
+        "sentence": sentence_of(arms, reference, data, options.alpha, sequential) + readings_sentence(arms, reference, readings),
         "caveat": caveat_of(arms, len(seeds), sequential),
-        "margin": verdict.margin, "level": verdict.level, "sequential": sequential, "frontier": frontier,
+        "margin": options.margin, "level": options.alpha, "sequential": sequential, "frontier": frontier,
     }  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from routelab.config.run_options import PRECISIONS, SCHEDULES, Budget, Optimizer
-from routelab.config.schema import DEFAULT_STEPS, EXPERT_KEYS, MATCHES, TAKES, Config
+from routelab.config.schema import DEFAULT_STEPS, EXPERT_KEYS, FORMER_KEYS, MATCHES, TAKES, UNCERTAINTY, Config
 from routelab.core.errors import UsageError, unknown
 
 _MOST_SEEDS = 10_000
@@ -182,6 +182,8 @@ def _check_keys(layer: Mapping[str, Any], schema: Any, prefix: str, source: str)
     known = {item.name: item for item in fields(schema)}
     for key, value in layer.items():
         if key not in known:
+            if f"{prefix}{key}" in FORMER_KEYS:
+                raise _renamed(f"{prefix}{key}", value, source)
             raise unknown(f"key ({source})", f"{prefix}{key}", [f"{prefix}{name}" for name in known])
         default = known[key].default_factory
         made = default() if callable(default) else None
@@ -225,7 +227,7 @@ def _check_values(config: Config) -> None:
     positive = {
         "trainer.batch_size": config.trainer.batch_size, "trainer.accumulate": config.trainer.accumulate,
         "trainer.checks": config.trainer.checks, "trainer.devices": config.trainer.devices,
-        "match.tolerance": config.match.tolerance, "verdict.margin": config.verdict.margin,
+        "match.tolerance": config.match.tolerance, "statistics.margin": config.statistics.margin,
         **{f"{name}[{i}]": value for name in ("dense_ladder", "budget_ladder", "dense_budgets")
            for i, value in enumerate(getattr(config, name))},
     }  # fmt: skip
@@ -238,19 +240,25 @@ def _check_values(config: Config) -> None:
         if not 0 <= number < math.inf:
             raise UsageError(f"{name}={number} must be at least 0{' and finite' if number > 0 else ''}")
     check_optimizer(config.optimizer)
-    if not 0 < config.verdict.level < 1:
-        raise UsageError(f"verdict.level={config.verdict.level} must lie between 0 and 1")
-    for pair in config.verdict.pairs:
+    if not 0 < config.statistics.alpha < 1:
+        raise UsageError(f"statistics.alpha={config.statistics.alpha} must lie between 0 and 1")
+    sources = config.statistics.uncertainty
+    if not sources or len(set(sources)) != len(sources) or not set(sources) <= set(UNCERTAINTY):
+        wrong = next((source for source in sources if source not in UNCERTAINTY), None)
+        if wrong is not None:
+            raise unknown("statistics.uncertainty", wrong, UNCERTAINTY)
+        raise UsageError(f"statistics.uncertainty={sources} must be a list of one or both of {', '.join(UNCERTAINTY)}")
+    for pair in config.statistics.pairs:
         if (
             not isinstance(pair, list)
             or len(pair) != 2
             or pair[0] == pair[1]
             or not all(isinstance(label, str) for label in pair)
         ):
-            raise UsageError(f"verdict.pairs holds {pair!r}; each pair must be a list of two labels of arms that differ")
-    if not 2 <= config.verdict.first <= config.verdict.most:
+            raise UsageError(f"statistics.pairs holds {pair!r}; each pair must be a list of two labels of arms that differ")
+    if not 2 <= config.statistics.min_seeds <= config.statistics.max_seeds:
         raise UsageError(
-            f"verdict.first={config.verdict.first} must be at least 2 and at most verdict.most={config.verdict.most}"
+            f"statistics.min_seeds={config.statistics.min_seeds} must be at least 2 and at most statistics.max_seeds={config.statistics.max_seeds}"
         )
     if config.trainer.batch_size % config.trainer.devices:
         raise UsageError(
@@ -327,6 +335,12 @@ def check_init(run: Any, take: Any, where: str) -> None:
         raise unknown(f"{where}.take", take, TAKES)
 
 
+def _renamed(key: str, value: Any, source: str) -> UsageError:
+    """Return the error for a former key, which names the present key of the first value below it."""
+    former = next((name for name in flatten({key: value}) if name in FORMER_KEYS), key)
+    return UsageError(f"key {former!r} ({source}) is now {FORMER_KEYS[former]!r}")
+
+
 def _check_accelerator(name: str) -> None:
     """A device that is not there is an error of the call, not of each run."""
     if name in ("gpu", "mps"):
@@ -341,7 +355,7 @@ def seed_list(config: Config) -> list[int]:
     """The seeds of a comparison: a number n means 0 to n - 1; auto, the seeds that every arm begins with."""
     seeds = config.seeds
     if seeds == "auto":
-        return list(range(config.verdict.first))
+        return list(range(config.statistics.min_seeds))
     if isinstance(seeds, bool) or not isinstance(seeds, (int, list)):
         raise UsageError(f"seeds={seeds!r} must be a number, a list of whole numbers, or auto")
     if isinstance(seeds, int):

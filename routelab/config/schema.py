@@ -34,18 +34,41 @@ class Tracking:
     experiment: str | None = None
 
 
-@dataclass
-class Verdict:
-    """What a claim is held to. margin: arms whose log losses differ by less are called equivalent. level: of all differences
-    from the reference that are claimed, of all equivalences, and of each of the two in `pairs`. pairs: labels of arms that are
-    judged against each other too, the first of each against the second. With seeds=auto, first and most: seeds of every arm to
-    begin with, and at the end; level is then of differences and equivalences together."""
+UNCERTAINTY = ("seeds", "examples")
+"""Sources of uncertainty that intervals can cover."""
 
+
+@dataclass
+class StatisticsOptions:
+    """Options of the statistics: which uncertainty intervals cover, and the levels that claims are held to.
+
+    Attributes:
+        uncertainty: What an interval covers: "seeds" (training seeds), "examples" (units of the test split), or both.
+        alpha: Level of all differences from the reference together, of all equivalences together, and of each of the two in
+            `pairs`. With seeds=auto it is the level of differences and equivalences together.
+        margin: Difference in log loss below which two arms count as equivalent.
+        min_seeds: Seeds of every arm at the start, with seeds=auto.
+        max_seeds: Largest number of seeds, with seeds=auto.
+        pairs: Pairs of labels. The first arm of each pair is also judged against the second.
+    """
+
+    uncertainty: list[str] = field(default_factory=lambda: list(UNCERTAINTY))
+    alpha: float = 0.05
     margin: float = 0.01
-    level: float = 0.05
+    min_seeds: int = 5
+    max_seeds: int = 20
     pairs: list[Any] = field(default_factory=list)
-    first: int = 5
-    most: int = 20
+
+
+FORMER_KEYS = {
+    "verdict.level": "statistics.alpha",
+    "verdict.margin": "statistics.margin",
+    "verdict.first": "statistics.min_seeds",
+    "verdict.most": "statistics.max_seeds",
+    "verdict.pairs": "statistics.pairs",
+    "verdict": "statistics",
+}
+"""Former name of a key -> its present name."""
 
 
 @dataclass
@@ -94,7 +117,7 @@ class Config:
     budget_ladder: list[float] = field(default_factory=list)
     dense_budgets: list[float] = field(default_factory=list)
     isoflop: bool = False
-    verdict: Verdict = field(default_factory=Verdict)
+    statistics: StatisticsOptions = field(default_factory=StatisticsOptions)
     optimizer: Optimizer = field(default_factory=Optimizer)
     trainer: TrainerOptions = field(default_factory=TrainerOptions)
     tracking: Tracking = field(default_factory=Tracking)

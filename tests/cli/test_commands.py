@@ -145,7 +145,7 @@ SHAPES = [
     ("compare data=[digits]", "data=['digits'] (command line) must hold keys and values"),
     ("compare backbone=5", "backbone=5 (command line) must hold keys and values, such as backbone.KEY=VALUE"),
     ("compare arms={}", "arms={} (command line) must be a list, such as [a,b]"),
-    ("compare verdict.pairs={}", "verdict.pairs={} (command line) must be a list"),
+    ("compare statistics.pairs={}", "statistics.pairs={} (command line) must be a list"),
     ("compare trainer.compile=maybe", "trainer.compile='maybe' (command line) must be true or false"),
     ("compare seeds=99999999999999999999", "must be at least 1 and at most 10000"),
     ("compare number.yaml", "'number.yaml' must hold keys and values; it holds a single value"),

@@ -86,8 +86,8 @@ def test_isoflop_grid_spends_the_same_at_every_size(tmp_path):
         (["dense_ladder=[0.5,-1]"], r"dense_ladder\[1\]=-1.0 must be above 0"),
         (["budget_ladder=[0]"], r"budget_ladder\[0\]=0.0 must be above 0"),
         (["arms=[dense,{name: dense, label: dense@2, backbone.hidden: 65}]", "dense_ladder=[2]"], "two rows are labelled 'dense@2'"),
-        (["verdict.first=1"], "verdict.first=1 must be at least 2"),
-        (["verdict.level=5"], "verdict.level=5.0 must lie between 0 and 1"),
+        (["statistics.min_seeds=1"], "statistics.min_seeds=1 must be at least 2"),
+        (["statistics.alpha=5"], "statistics.alpha=5.0 must lie between 0 and 1"),
         (["arms=[switch]", "seeds=auto"], "seeds=auto needs the reference 'dense' among the arms"),
         (["seeds=many"], "seeds='many' must be a number, a list of whole numbers, or auto"),
     ],
@@ -133,7 +133,9 @@ def pretended(gains, spread=0.02):
 def test_seeds_are_added_only_where_the_verdict_is_open(tmp_path, monkeypatch):
     gains = {"switch": -0.5, "soft": 0.0, "top2": 0.03, "hash": 0.4}
     monkeypatch.setattr(comparison_runner, "run_jobs", pretended(gains))
-    ready = planned(tmp_path, "seeds=auto", "arms=[dense,switch,soft,top2,hash]", "verdict.most=14", "verdict.first=3")
+    ready = planned(
+        tmp_path, "seeds=auto", "arms=[dense,switch,soft,top2,hash]", "statistics.max_seeds=14", "statistics.min_seeds=3"
+    )
     done = carry_out(ready)
     seeds = {label: done.summary["arms"][label]["n"] for label in ready.labels}
     states = {label: done.summary["arms"][label]["state"] for label in ready.labels}
@@ -149,7 +151,13 @@ def test_seeds_are_added_only_where_the_verdict_is_open(tmp_path, monkeypatch):
 
 def test_seeds_are_added_where_a_pair_is_open_though_both_of_its_arms_are_settled(tmp_path, monkeypatch):
     monkeypatch.setattr(comparison_runner, "run_jobs", pretended({"switch": -2.0, "top2": -2.001, "hash": 2.0}, spread=0.005))
-    words = "seeds=auto", "arms=[dense,switch,top2,hash]", "verdict.first=5", "verdict.most=8", "verdict.pairs=[[switch,top2]]"
+    words = (
+        "seeds=auto",
+        "arms=[dense,switch,top2,hash]",
+        "statistics.min_seeds=5",
+        "statistics.max_seeds=8",
+        "statistics.pairs=[[switch,top2]]",
+    )
     done = carry_out(planned(tmp_path, *words))
     seeds = {label: arm["n"] for label, arm in done.summary["arms"].items()}
     assert seeds["switch"] == seeds["top2"] == seeds["dense"] > 5
@@ -177,5 +185,5 @@ def test_a_comparison_that_breaks_does_not_look_alive(tmp_path, monkeypatch):
 
 def test_no_seed_is_added_once_everything_is_settled(tmp_path, monkeypatch):
     monkeypatch.setattr(comparison_runner, "run_jobs", pretended({"switch": -2.0}, spread=0.001))
-    done = carry_out(planned(tmp_path, "seeds=auto", "verdict.first=5"))
+    done = carry_out(planned(tmp_path, "seeds=auto", "statistics.min_seeds=5"))
     assert done.summary["arms"]["switch"]["n"] == 5

@@ -8,7 +8,7 @@ from scipy import stats
 from routelab.comparison.pairwise import judged_pairs, pairs_of
 from routelab.comparison.summary import summarise
 from routelab.config.resolve import resolve
-from routelab.config.schema import Verdict
+from routelab.config.schema import StatisticsOptions
 from routelab.core.errors import UsageError
 from routelab.report.plots.pairwise_plots import pairs as drawn_pairs
 
@@ -34,7 +34,7 @@ def records():
 
 
 def test_differences_are_those_of_the_pair_and_adjusted_among_the_pairs_alone():
-    first, second = judged_pairs(PAIRS, records(), "accuracy", Verdict(), sequential=False)
+    first, second = judged_pairs(PAIRS, records(), "accuracy", StatisticsOptions(), sequential=False)
     gaps = [math.log(a / b) for a, b in zip(LOSSES["with"], LOSSES["without"], strict=True)]
     assert first["difference"]["mean"] == pytest.approx(sum(gaps) / 4)
     p = stats.ttest_rel(*([math.log(x) for x in LOSSES[arm]] for arm in ("with", "without"))).pvalue
@@ -49,14 +49,14 @@ def test_differences_are_those_of_the_pair_and_adjusted_among_the_pairs_alone():
 def test_a_pair_of_arms_that_share_no_seed_says_so():
     apart = [each | {"seed": 9} if each["arm"] == "with" and each["seed"] else each for each in records()]
     apart = [each for each in apart if not (each["arm"] == "with" and each["seed"] == 0)]
-    (judged,) = judged_pairs(PAIRS[:1], apart, "accuracy", Verdict(), sequential=False)
+    (judged,) = judged_pairs(PAIRS[:1], apart, "accuracy", StatisticsOptions(), sequential=False)
     assert judged["difference"] is None
     assert judged["verdict"] == "shares no seed with without"
 
 
 def test_the_figure_has_the_load_of_both_sides():
     found = summarise("mine", records(), list(LOSSES), "dense")
-    found["pairs"] = judged_pairs(PAIRS, records(), "accuracy", Verdict(), sequential=False)
+    found["pairs"] = judged_pairs(PAIRS, records(), "accuracy", StatisticsOptions(), sequential=False)
     drawn = drawn_pairs(found, [])
     row = dict(zip(drawn.table[0], drawn.table[1], strict=True))
     assert (row["load_cv"], row["against_load_cv"], row["drop_rate"], row["dead_experts"]) == (0.1, 1.5, 0.25, 3.0)
@@ -66,7 +66,7 @@ def test_the_figure_has_the_load_of_both_sides():
 
 
 def test_wrong_pairs_are_one_sentence():
-    with pytest.raises(UsageError, match=r"unknown verdict\.pairs 'withuot'; did you mean 'without'"):
-        pairs_of(Verdict(pairs=[["withuot", "dense"]]), list(LOSSES))
+    with pytest.raises(UsageError, match=r"unknown statistics\.pairs 'withuot'; did you mean 'without'"):
+        pairs_of(StatisticsOptions(pairs=[["withuot", "dense"]]), list(LOSSES))
     with pytest.raises(UsageError, match="each pair must be a list of two labels of arms that differ"):
-        resolve(["verdict.pairs=[[switch,switch]]"])
+        resolve(["statistics.pairs=[[switch,switch]]"])

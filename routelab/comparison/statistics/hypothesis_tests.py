@@ -9,7 +9,7 @@ from typing import Any
 from routelab.comparison.statistics.exact_tests import equivalence_p, holm, paired_p, sign_flip_p
 from routelab.comparison.statistics.power import detectable_difference, seeds_needed
 from routelab.comparison.statistics.sequential import look, seeds_to_settle
-from routelab.config.schema import Verdict
+from routelab.config.schema import StatisticsOptions
 from routelab.core.intervals import bca_interval, mean_interval
 
 
@@ -29,7 +29,7 @@ def differences(labels: Sequence[str], reference: str, records: Sequence[Mapping
 
 
 def judge(
-    arms: Mapping[str, dict[str, Any]], compared: Mapping[str, Sequence[float]], verdict: Verdict, sequential: bool
+    arms: Mapping[str, dict[str, Any]], compared: Mapping[str, Sequence[float]], options: StatisticsOptions, sequential: bool
 ) -> None:
     """Fill in every arm's `difference` (an interval) and the `state` of its verdict: better, worse, equivalent, open, or None
     with one seed.
@@ -40,22 +40,22 @@ def judge(
     for entry in arms.values():
         entry |= {"difference": None, "p_sign_flip": None, "detectable": None, "state": None, "bca": None}
     for label, values in compared.items():
-        arms[label]["difference"] = mean_interval(values, 1 - verdict.level).as_dict()
-    (_look if sequential else _test)(arms, compared, verdict)
-    level = verdict.level / max(1, len(compared))
+        arms[label]["difference"] = mean_interval(values, 1 - options.alpha).as_dict()
+    (_look if sequential else _test)(arms, compared, options)
+    level = options.alpha / max(1, len(compared))
     for label, values in compared.items():
         if arms[label]["state"] == "open":
             needed = seeds_to_settle(values, level) if sequential else seeds_needed(values, alpha=level)
             arms[label]["seeds_needed"] = max(needed, len(values) + 1) if needed else None
 
 
-def _test(arms: Mapping[str, dict[str, Any]], compared: Mapping[str, Sequence[float]], verdict: Verdict) -> None:
+def _test(arms: Mapping[str, dict[str, Any]], compared: Mapping[str, Sequence[float]], options: StatisticsOptions) -> None:
     for label, values in compared.items():
-        bca = bca_interval(values, 1 - verdict.level)
+        bca = bca_interval(values, 1 - options.alpha)
         arms[label] |= {
             "p_t": paired_p(values),
             "p_sign_flip": sign_flip_p(values),
-            "p_equivalent": equivalence_p(values, verdict.margin),
+            "p_equivalent": equivalence_p(values, options.margin),
             "detectable": detectable_difference(values),
             "bca": bca.as_dict() if bca else None,
         }
@@ -66,13 +66,13 @@ def _test(arms: Mapping[str, dict[str, Any]], compared: Mapping[str, Sequence[fl
         entry = arms[label]
         if len(values) < 2:
             continue
-        if entry["p_holm"] < verdict.level:
+        if entry["p_holm"] < options.alpha:
             entry["state"] = "better" if entry["difference"]["mean"] < 0 else "worse"
         else:
-            entry["state"] = "equivalent" if entry["p_equivalent"] < verdict.level else "open"
+            entry["state"] = "equivalent" if entry["p_equivalent"] < options.alpha else "open"
 
 
-def _look(arms: Mapping[str, dict[str, Any]], compared: Mapping[str, Sequence[float]], verdict: Verdict) -> None:
-    for label, found in look(compared, verdict.margin, verdict.level).items():
+def _look(arms: Mapping[str, dict[str, Any]], compared: Mapping[str, Sequence[float]], options: StatisticsOptions) -> None:
+    for label, found in look(compared, options.margin, options.alpha).items():
         if len(compared[label]) > 1:
             arms[label] |= {"difference": found.interval.as_dict(), "sequential": found.level, "state": found.state}
