@@ -8,7 +8,7 @@ from typing import Any
 NEARLY = 0.025
 """Ratios of FLOPs this near to 1 are called equal: the tolerance of matching is 0.02 by default."""
 
-_STATES = {"better": "better", "worse": "worse", "equivalent": "as good", "open": "undecided"}
+_STATES = {"better": "better", "worse": "worse", "equivalent": "as good", "open": "undecided", "withheld": "no verdict"}
 
 
 def readings_of(arms: Mapping[str, Any], reference: str | None) -> dict[str, dict[str, float]]:

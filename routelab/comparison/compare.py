@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,20 @@ from routelab.comparison.frontier import frontier_of
 from routelab.comparison.grid import Row, described
 from routelab.comparison.inference_latency import inference
 from routelab.comparison.learning_rate_selection import best_rates, choose_rates
-from routelab.comparison.pairwise import judged_pairs, pair_differences, pair_name
+from routelab.comparison.interim_looks import EarlierLooks, earlier_looks, withdrawal_text
+from routelab.comparison.metric_tables import MetricTables, contrasts_against
+from routelab.comparison.pairwise import judged_pairs, pair_contrasts, pair_name
 from routelab.comparison.prepared_comparison import Plan, Watch, plan
 from routelab.comparison.reference_scores import yardsticks_of
 from routelab.comparison.results import cells_of
-from routelab.comparison.statistics.hypothesis_tests import differences
-from routelab.comparison.statistics.sequential import look, seeds_to_settle
+from routelab.comparison.statistics.contrast import Contrast
+from routelab.comparison.statistics.hypothesis_tests import seeds_to_decide, test_contrasts
 from routelab.comparison.summary import summarise
 from routelab.config.resolve import Resolved, flatten, resolve
 from routelab.core.errors import StorageError
 from routelab.records.json_io import read_json, write_json
 from routelab.records.provenance import provenance
+from routelab.records.run_cache import unit_table_of
 from routelab.report.comparison_report import write_report
 from routelab.tracking.mlflow_tracker import Tracker
 
@@ -66,16 +70,19 @@ def carry_out(
 ) -> Comparison:
     """Run a planned comparison. beside: what else its summary is to hold, such as what tuning cost."""
     resolved = ready.resolved
+    earlier = earlier_looks(
+        read_json(resolved.output / "summary.json"), {job.key for job in ready.jobs}, ready.labels, ready.reference
+    )
     tracker = Tracker(resolved.config.tracking.uri, resolved.experiment)
     tracker.open()
     parent, logged = _parent(tracker, ready)
     work = ComparisonRunner(ready, tracker, parent, logged, watch)
     try:
         work.run(ready.jobs)
-        while resolved.config.seeds == "auto" and (more := _more(ready, work.everything)):
+        while resolved.config.seeds == "auto" and (more := _more(ready, work.everything, earlier)):
             work.run(more)
         ordered = best_rates(work.everything)
-        summary = _summary(ready, work.everything, ordered) | dict(beside or {})
+        summary = _summary(ready, work.everything, ordered, earlier) | dict(beside or {})
         _write(resolved.output, summary, ordered, ready.rows)
     except BaseException as error:
         tracker.stop()
@@ -90,21 +97,34 @@ def carry_out(
     return Comparison(resolved.name, resolved.output, summary, ordered, work.reused, [*tracker.problems, *problems])
 
 
-def _summary(ready: Plan, records: list[dict[str, Any]], ordered: list[dict[str, Any]]) -> dict[str, Any]:
+def _summary(
+    ready: Plan, records: list[dict[str, Any]], ordered: list[dict[str, Any]], earlier: EarlierLooks
+) -> dict[str, Any]:
     """Return the summary of a comparison.
 
     Args:
         ready: the comparison.
         records: one record for each run, with every learning rate that was tried.
         ordered: one record for each arm and seed, at the arm's best learning rate.
+        earlier: earlier analyses of the same comparison.
     """
-    config, output, is_sequential = ready.resolved.config, ready.resolved.output, ready.resolved.config.seeds == "auto"
+    config, output = ready.resolved.config, ready.resolved.output
     main = [record for record in ordered if record["arm"] in ready.labels]
+    tables = MetricTables(ordered, partial(unit_table_of, output))
+    seeds = len({record["seed"] for record in main})
+    is_sequential = config.seeds == "auto" or earlier.is_sequential(seeds)
+    first_look = _first_look(ready, earlier)
     summary = summarise(
         ready.resolved.name, main, ready.labels, ready.reference,
-        options=config.statistics, sequential=is_sequential, frontier=frontier_of(ordered, ready.rows, ready.reference),
+        options=config.statistics, sequential=is_sequential, first_look=first_look, tables=tables,
+        frontier=frontier_of(ordered, ready.rows, ready.reference, tables, config.statistics.uncertainty),
     ) | {"tuned": choose_rates(records), "rows": described(ready.rows), "cells": cells_of(ordered)}  # fmt: skip
-    summary["pairs"] = judged_pairs(ready.pairs, main, summary["metric"], config.statistics, is_sequential)
+    summary["pairs"] = judged_pairs(
+        ready.pairs, main, summary["metric"], config.statistics, is_sequential, tables, first_look
+    )
+    summary["looks"] = earlier.with_seeds(seeds)
+    summary["withdrawn"] = earlier.withdrawn if is_sequential else None
+    summary["withdrawal"] = withdrawal_text(summary["withdrawn"], seeds)
     summary["series"] = series_of([row.matched.choice for row in ready.rows if row.is_main])
     inputs = ready.data.task.inputs
     summary["tokens_per_example"] = inputs.shape[0] if inputs.kind == "text" else None
@@ -114,25 +134,32 @@ def _summary(ready: Plan, records: list[dict[str, Any]], ordered: list[dict[str,
     return summary
 
 
-def _more(ready: Plan, records: Sequence[Mapping[str, Any]]) -> list[Job]:
-    """With seeds=auto: the cells of the next seeds, of the arms whose verdict is open, against the reference or in a pair, and of
-    the reference."""
+def _first_look(ready: Plan, earlier: EarlierLooks) -> int:
+    """Return the smallest number of seeds at which this comparison is or was analysed."""
+    return min((ready.resolved.config.statistics.min_seeds, *earlier.seeds))
+
+
+def _more(ready: Plan, records: Sequence[Mapping[str, Any]], earlier: EarlierLooks) -> list[Job]:
+    """Return the runs of the next seeds, with seeds=auto: those of the reference and of the arms that more seeds can decide.
+
+    An arm counts if its verdict against the reference, or in a pair, is open, unless the test set is the limit or a run diverged.
+    """
     options, reference = ready.resolved.config.statistics, ready.reference
     assert reference is not None
     main = [row for row in ready.rows if row.is_main]
-    best = best_rates(records)
-    found = differences(ready.labels, reference, best)
-    families: list[tuple[Mapping[str, list[float]], Mapping[str, tuple[str, ...]]]] = [
-        (found, {label: (label,) for label in found}),
-        (pair_differences(ready.pairs, best), {pair_name(pair): pair for pair in ready.pairs}),
+    tables = MetricTables(best_rates(records), partial(unit_table_of, ready.resolved.output))
+    against_reference = contrasts_against(reference, ready.labels, tables)
+    families: list[tuple[Mapping[str, Contrast], Mapping[str, tuple[str, ...]]]] = [
+        (against_reference, {label: (label,) for label in against_reference}),
+        (pair_contrasts(ready.pairs, tables), {pair_name(pair): pair for pair in ready.pairs}),
     ]
     trained = len({record["seed"] for record in records if record["arm"] == reference})
     labels, wanted = {reference}, []
-    for values, members in families:
-        for name, each in look(values, options.margin, options.alpha).items():
-            if each.state == "open" and len(values[name]) > 1:
+    for contrasts, members in families:
+        for name, result in test_contrasts(contrasts, options, True, _first_look(ready, earlier)).items():
+            if result.needs_seeds and contrasts[name].depends_on_seed:
                 labels.update(members[name])
-                wanted.append((seeds_to_settle(values[name], each.level) or options.max_seeds) - trained)
+                wanted.append((seeds_to_decide(contrasts[name], result) or options.max_seeds) - trained)
     # All arms that are still open have as many seeds as the reference.
     most = options.max_seeds - trained
     if not wanted or most < 1:

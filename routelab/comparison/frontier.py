@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from routelab.comparison.grid import Row, ladder_rows
+from routelab.comparison.metric_tables import MetricTables
 from routelab.comparison.statistics.leverage import (
-    Floats,
+    Endpoints,
     Leverage,
     best_so_far,
     cost_to,
@@ -25,14 +26,21 @@ _BEYOND = 10.0
 """How many times dearer than the dearest endpoint the reference point of the hypervolume is."""
 
 
-def frontier_of(records: Sequence[Mapping[str, Any]], rows: Sequence[Row], reference: str | None) -> dict[str, Any] | None:
+def frontier_of(
+    records: Sequence[Mapping[str, Any]],
+    rows: Sequence[Row],
+    reference: str | None,
+    tables: MetricTables | None = None,
+    uncertainty: Collection[str] = ("seeds", "examples"),
+) -> dict[str, Any] | None:
     """The dense frontier and every arm's place on it; None without a ladder of at least two dense endpoints.
 
     points: label, FLOPs of training, test loss, of every dense endpoint, means over seeds; front: those of the lower envelope.
     pareto: labels of the rows, of all arms, that no other beats on both.
     arms: label -> `own` (leverage at its own loss), `at` (at three losses, if it was trained with several budgets), `mean`
     (geometric mean over the common range), `effective_size` (None where the ladder and the arm did not see as much data, as with
-    a budget in FLOPs), `hypervolume`. reference_point: that of the hypervolume. FLOPs are those of `spent`.
+    a budget in FLOPs), `hypervolume`. reference_point: that of the hypervolume. FLOPs are those of `spent`. Intervals cover the
+    sources of `uncertainty`; test units come from `tables`.
     """
     dense = list(ladder_rows(rows, reference)) if reference else []
     # References outside the loop spend no FLOPs that could be counted, and have no place here.
@@ -57,9 +65,11 @@ def frontier_of(records: Sequence[Mapping[str, Any]], rows: Sequence[Row], refer
         shared = sorted(seeds.intersection(*(set(good[row.label]) for row in mine))) if whole else []
         if not shared:
             continue
-        table = _table(good, dense, shared)
-        own = _own(points, table, _table(good, whole, shared))
-        several = leverage(*table, *_table(good, mine, shared)) if len(mine) > 1 else Leverage([], None, len(shared))
+        ladder_ends, ends_of_arm = (_endpoints(good, some, shared, tables) for some in (dense, mine))
+        own = _own(points, ladder_ends, _endpoints(good, whole, shared, tables), uncertainty)
+        several = Leverage([], None, len(shared))
+        if len(mine) > 1:
+            several = leverage(ladder_ends, ends_of_arm, uncertainty=uncertainty)
         size = None
         if _equal_data([*ladder, whole[0]]):
             size = effective_size(_mean_point(good[whole[0].label], shared)[1], sizes)
@@ -84,21 +94,32 @@ def _equal_data(rows: Sequence[Row]) -> bool:
     return counted and all(row.budget == rows[0].budget for row in rows)
 
 
-def _own(points: Mapping[str, tuple[float, float]], dense: tuple[Floats, Floats], arm: tuple[Floats, Floats]) -> dict[str, Any]:
-    """Leverage at the arm's own loss; where the ladder does not reach it, the ratio that it exceeds or falls short of."""
-    cost, loss = float(np.exp(np.log(arm[0]).mean())), float(arm[1].mean())
+def _own(
+    points: Mapping[str, tuple[float, float]], dense: Endpoints, arm: Endpoints, uncertainty: Collection[str]
+) -> dict[str, Any]:
+    """Return the leverage at the arm's own loss, or the ratio that it exceeds or falls short of if the ladder does not reach it."""
+    cost, loss = float(np.exp(np.log(arm.cost).mean())), float(arm.loss.mean())
     reach = cost_to(loss, list(points.values()))
-    found = leverage(*dense, *arm).at if reach.bound == "=" else []
-    interval = found[0][1] if found else Interval(reach.cost / cost, math.nan, math.nan, arm[1].shape[1])
+    found = leverage(dense, arm, uncertainty=uncertainty).at if reach.bound == "=" else []
+    interval = found[0][1] if found else Interval(reach.cost / cost, math.nan, math.nan, arm.loss.shape[1])
     return {"loss": loss, "bound": reach.bound, **interval.as_dict()}
 
 
 def to_target(records: Sequence[Mapping[str, Any]], reference: str, label: str) -> dict[str, Any] | None:
-    """Training FLOPs and seconds to the loss that the reference ends with, over those of the reference, paired by seed.
+    """Return the ratio of an arm's training FLOPs and seconds to the reference's, up to the loss that the reference ends with.
 
-    From the curves of validation loss, best so far, so for looking only: their points lie inside a schedule. The target is
-    highest of the reference's final validation losses. censored: seeds on which the arm never reached it, left out. None
-    without a curve of both, which references outside the loop do not have.
+    The ratios come from the curves of validation loss, best so far, so they are for looking only: their points lie inside a
+    schedule. The target is the highest of the reference's final validation losses. The arm's cost is known only on seeds on which
+    it reached the target. A mean over these seeds would favour the arm, so ratios are given only if it reached it on every seed.
+
+    Args:
+        records: One record for each arm and seed.
+        reference: Label of the reference.
+        label: Label of the arm.
+
+    Returns:
+        `loss`, the target; `seeds`, and `reached`, on how many of them the arm reached it; `flops` and `seconds`, intervals of the
+        ratios, None unless it reached it on every seed. None if an arm has no curve, as references outside the loop.
     """
     mine, base = _by_seed(records, label), _by_seed(records, reference)
     both = sorted(set(mine) & set(base))
@@ -114,8 +135,10 @@ def to_target(records: Sequence[Mapping[str, Any]], reference: str, label: str) 
                 ours, theirs = (cost_to(target, side) for side in sides)
                 if ours.bound != ">" and theirs.bound != ">":
                     values.append(math.log(ours.cost / theirs.cost))
-    found = {key: _exp(mean_interval(values)) for key, values in ratios.items()}
-    return {"loss": target, "censored": len(shared) - len(ratios["flops"]), **found}
+    intervals = {
+        key: _exp(mean_interval(values)) if len(values) == len(shared) else None for key, values in ratios.items()
+    }
+    return {"loss": target, "seeds": len(shared), "reached": len(ratios["flops"]), **intervals}
 
 
 def _exp(interval: Interval) -> dict[str, Any]:
@@ -132,10 +155,16 @@ def _mean_point(runs: Mapping[int, Mapping[str, Any]], seeds: Sequence[int]) -> 
     return float(cost), float(np.mean([runs[seed]["test"]["loss"] for seed in seeds]))
 
 
-def _table(
-    good: Mapping[str, Mapping[int, Mapping[str, Any]]], rows: Sequence[Row], seeds: Sequence[int]
-) -> tuple[Floats, Floats]:
-    """Costs and losses, (rows, seeds) each."""
-    cost = [[spent(good[row.label][seed]) for seed in seeds] for row in rows]
-    loss = [[float(good[row.label][seed]["test"]["loss"]) for seed in seeds] for row in rows]
-    return np.array(cost), np.array(loss)
+def _endpoints(
+    good: Mapping[str, Mapping[int, Mapping[str, Any]]],
+    rows: Sequence[Row],
+    seeds: Sequence[int],
+    tables: MetricTables | None,
+) -> Endpoints:
+    """Return the endpoints of some rows on some seeds."""
+    cost = np.array([[spent(good[row.label][seed]) for seed in seeds] for row in rows])
+    loss = np.array([[float(good[row.label][seed]["test"]["loss"]) for seed in seeds] for row in rows])
+    without = [None if tables is None else tables.losses_without_groups(row.label, seeds) for row in rows]
+    known = [losses for losses in without if losses is not None]
+    complete = len(known) == len(rows) > 0 and len({len(losses) for losses in known}) == 1
+    return Endpoints(cost, loss, np.stack(known, 1) if complete else None)

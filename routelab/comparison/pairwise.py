@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from routelab.comparison.statistics.hypothesis_tests import differences, judge
+from routelab.comparison.metric_tables import MetricTables
+from routelab.comparison.statistics.contrast import Contrast
+from routelab.comparison.statistics.hypothesis_tests import describe_contrast, judge
 from routelab.comparison.summary import entry_of
 from routelab.comparison.verdict import verdict_of
 from routelab.config.schema import StatisticsOptions
@@ -24,12 +26,13 @@ def pairs_of(options: StatisticsOptions, labels: Sequence[str]) -> list[Pair]:
     return [(first, second) for first, second in options.pairs]
 
 
-def pair_differences(pairs: Sequence[Pair], records: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
-    """Log test loss of a pair's first arm minus its second's, by seed, for pairs that share one. Keys as `pair_name`."""
-    found: dict[str, list[float]] = {}
-    for first, second in pairs:
-        found |= {pair_name((first, second)): values for values in differences([first], second, records).values()}
-    return found
+def pair_contrasts(pairs: Sequence[Pair], tables: MetricTables) -> dict[str, Contrast]:
+    """Return the difference in log test loss of each pair's first arm from its second, for pairs that share a seed.
+
+    The keys are those of `pair_name`.
+    """
+    contrasts = {pair_name((first, second)): tables.contrast(first, second) for first, second in pairs}
+    return {name: contrast for name, contrast in contrasts.items() if contrast is not None}
 
 
 def pair_name(pair: Pair) -> str:
@@ -38,16 +41,34 @@ def pair_name(pair: Pair) -> str:
 
 
 def judged_pairs(
-    pairs: Sequence[Pair], records: Sequence[Mapping[str, Any]], metric: str, options: StatisticsOptions, sequential: bool
+    pairs: Sequence[Pair],
+    records: Sequence[Mapping[str, Any]],
+    metric: str,
+    options: StatisticsOptions,
+    sequential: bool,
+    tables: MetricTables | None = None,
+    first_look: int | None = None,
 ) -> list[dict[str, Any]]:
-    """What a summary says of every pair: `arm`, `against`, and what it says of an arm beside its reference.
+    """Return the entry of every pair: `arm`, `against`, and what a summary says of an arm and its reference.
 
-    The pairs are one family of claims: Holm's adjustment (or Bonferroni's, with seeds=auto) is over them alone.
+    The pairs are one family of claims: Holm's adjustment (or Bonferroni's, with seeds=auto) covers them alone.
+
+    Args:
+        pairs: Labels of the arms.
+        records: One record for each arm and seed.
+        metric: Metric of the data.
+        options: Levels, margin and sources of uncertainty.
+        sequential: Whether seeds were added while verdicts were open.
+        tables: Tables by test unit; None = without test units.
+        first_look: Smallest number of seeds at which an analysis was made; None = `options.min_seeds`.
     """
-    entries = {pair_name(pair): entry_of(records, pair[0], metric, pair[1]) for pair in pairs}
-    judge(entries, pair_differences(pairs, records), options, sequential)
+    tables = tables or MetricTables(records)
+    entries = {pair_name(pair): entry_of(records, pair[0], metric, pair[1], tables, options) for pair in pairs}
+    judge(entries, pair_contrasts(pairs, tables), options, sequential, first_look)
     judged = []
     for pair in pairs:
         entry = entries[pair_name(pair)]
-        judged.append({"arm": pair[0], "against": pair[1], **entry, "verdict": verdict_of(pair[0], entry, pair[1])})
+        difference = describe_contrast(tables.contrast(*pair, metric), options, sequential, first_look)
+        verdict = verdict_of(pair[0], entry, pair[1], tables.unit)
+        judged.append({"arm": pair[0], "against": pair[1], **entry, "metric_difference": difference, "verdict": verdict})
     return judged

@@ -1,29 +1,34 @@
-"""What a comparison says of each domain of its data apart: losses, and paired differences from the reference."""
+"""Losses of an arm by domain of the test data, and their paired differences from the reference."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
-from routelab.core.intervals import mean_interval
+from routelab.comparison.metric_tables import MetricTables
+from routelab.comparison.statistics.contrast import Contrast
 
 
 def domains_of(
-    records: Sequence[Mapping[str, Any]], label: str, reference: str | None, level: float
+    tables: MetricTables, label: str, reference: str | None, describe: Callable[[Contrast | None], dict[str, Any] | None]
 ) -> dict[str, dict[str, Any]]:
-    """Of one arm, domain by domain: `loss`, the interval of its mean, and `difference`, the interval of the paired
-    difference in log loss from the reference (None for the reference itself). Not adjusted for the number of domains."""
-    mine, base = (
-        {r["seed"]: r["by_domain"] for r in records if r["arm"] == arm and r["status"] == "ok" and r.get("by_domain")}
-        for arm in (label, reference)
-    )
-    found = {}
-    for domain in next(iter(mine.values()), {}):
-        logs = [{seed: math.log(max(each[domain]["loss"], 1e-12)) for seed, each in of.items()} for of in (mine, base)]
-        paired = [logs[0][seed] - logs[1][seed] for seed in sorted(set(mine) & set(base))]
-        found[domain] = {
-            "loss": mean_interval([each[domain]["loss"] for each in mine.values()]).as_dict(),
-            "difference": mean_interval(paired, 1 - level).as_dict() if paired and label != reference else None,
-        }
-    return found
+    """Return the intervals of an arm's loss and of its difference from the reference by domain.
+
+    The intervals are not adjusted for the number of domains.
+
+    Args:
+        tables: Tables of the comparison's runs.
+        label: Label of the arm.
+        reference: Label of the reference, None if there is none.
+        describe: Function from a contrast to its interval as plain data.
+
+    Returns:
+        Domain -> `loss`, and `difference` in log loss, which is None for the reference itself.
+    """
+    domains = {}
+    for domain in tables.domains(label):
+        difference = None
+        if reference is not None and label != reference:
+            difference = describe(tables.contrast(label, reference, "log_loss", domain))
+        domains[domain] = {"loss": describe(tables.level(label, "loss", domain)), "difference": difference}
+    return domains

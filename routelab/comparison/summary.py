@@ -8,9 +8,11 @@ from typing import Any
 
 from routelab.comparison.budget_accounting import readings_of, readings_sentence
 from routelab.comparison.frontier import to_target
+from routelab.comparison.metric_tables import MetricTables, contrasts_against
 from routelab.comparison.per_domain import domains_of
-from routelab.comparison.statistics.hypothesis_tests import differences, judge
-from routelab.comparison.verdict import caveat_of, sentence_of, verdict_of
+from routelab.comparison.statistics.contrast import Contrast
+from routelab.comparison.statistics.hypothesis_tests import describe_contrast, judge
+from routelab.comparison.verdict import caveat_of, explain_uncertainty, sentence_of, verdict_of
 from routelab.config.schema import StatisticsOptions
 from routelab.core.intervals import mean_interval
 from routelab.report.arm_labels import marks
@@ -39,36 +41,56 @@ def summarise(
     *,
     options: StatisticsOptions | None = None,
     sequential: bool = False,
+    first_look: int | None = None,
+    tables: MetricTables | None = None,
     frontier: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The summary of a comparison (summary.json). Differences are in log loss, paired by seed, against the reference.
+    """Return the summary of a comparison (summary.json). Differences are in log loss, paired by seed and test unit.
 
-    labels: the arms that are judged. sequential: seeds were added where the verdict was open, so that intervals and verdicts
-    are those of `routelab.comparison.statistics.sequential`. frontier: what `routelab.comparison.frontier.frontier_of` found.
+    Args:
+        name: Name of the comparison.
+        records: One record for each arm and seed.
+        labels: Labels of the arms that are judged.
+        reference: Label of the arm that the others are judged against, None if there is none.
+        options: Levels, margin and sources of uncertainty.
+        sequential: Whether seeds were added while verdicts were open, so that intervals must hold at all interim analyses.
+        first_look: Smallest number of seeds at which an analysis was made; None = `options.min_seeds`.
+        tables: Tables by test unit; None = without test units.
+        frontier: Result of `routelab.comparison.frontier.frontier_of`.
     """
     options = options or StatisticsOptions()
+    tables = tables or MetricTables(records)
     metric = next((record["metric"] for record in records if record.get("metric")), "accuracy")
     seeds = sorted({record["seed"] for record in records})
-    arms = {label: entry_of(records, label, metric, reference) for label in labels}
+    arms = {label: entry_of(records, label, metric, reference, tables, options) for label in labels}
     for entry in arms.values():
         for key, ratio in _RATIOS.items():
             ours, theirs = entry[key], arms[reference][key] if reference else None
             entry[ratio] = ours / theirs if ours and theirs else None
-    compared = differences(labels, reference, records) if reference else {}
-    judge(arms, compared, options, sequential)
+    contrasts = contrasts_against(reference, labels, tables) if reference else {}
+    judge(arms, contrasts, options, sequential, first_look)
     readings = readings_of(arms, reference)
+
+    def describe(contrast: Contrast | None) -> dict[str, Any] | None:
+        return describe_contrast(contrast, options, sequential, first_look)
+
     for label, entry in arms.items():
         entry["training_ratio"] = readings.get(label)
-        entry["by_domain"] = domains_of(records, label, reference, options.alpha)
+        entry["by_domain"] = domains_of(tables, label, reference, describe)
         entry["leverage"] = ((frontier or {}).get("arms") or {}).get(label)
-        if label in compared and reference:
+        entry["metric_difference"] = None
+        if label in contrasts and reference:
+            entry["metric_difference"] = describe(tables.contrast(label, reference, metric))
             entry["to_target"] = to_target(records, reference, label)
-        entry["verdict"] = verdict_of(label, entry, reference)
+        entry["verdict"] = verdict_of(label, entry, reference, tables.unit)
     data = records[0]["data"] if records else name
+    sentence = sentence_of(arms, reference, data, options, sequential, tables.unit)
     return {
         "name": name, "data": data, "metric": metric, "reference": reference, "seeds": seeds, "arms": arms,
-        "sentence": sentence_of(arms, reference, data, options.alpha, sequential) + readings_sentence(arms, reference, readings),
-        "caveat": caveat_of(arms, len(seeds), sequential),
+        "sentence": sentence + readings_sentence(arms, reference, readings),
+        "caveat": caveat_of(arms, len(seeds), sequential, options.uncertainty, tables.unit),
+        "split_note": explain_uncertainty(arms, reference, tables.unit),
+        "unit": tables.unit, "uncertainty": list(options.uncertainty),
         "margin": options.margin, "level": options.alpha, "sequential": sequential, "frontier": frontier,
     }  # fmt: skip
 
@@ -80,12 +102,20 @@ def _means(groups: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {name: sum(found) / len(found) for name, found in values.items() if found}
 
 
-def entry_of(records: Sequence[Mapping[str, Any]], label: str, metric: str, reference: str | None) -> dict[str, Any]:
-    """What the runs of one arm say by themselves, and their time beside the reference's."""
+def entry_of(
+    records: Sequence[Mapping[str, Any]],
+    label: str,
+    metric: str,
+    reference: str | None,
+    tables: MetricTables,
+    options: StatisticsOptions,
+) -> dict[str, Any]:
+    """Return the results of one arm by itself, and the ratio of its training time to the reference's."""
     mine = {r["seed"]: r for r in records if r["arm"] == label and r["status"] == "ok"}
     entry: dict[str, Any] = {"n": len(mine), "failed": sum(r["arm"] == label for r in records) - len(mine)}
-    entry["loss"] = mean_interval([r["test"]["loss"] for r in mine.values()]).as_dict() if mine else None
-    entry["metric"] = mean_interval([r["test"][metric] for r in mine.values()]).as_dict() if mine else None
+    entry["diverged"] = tables.diverged(label)
+    for key, name in (("loss", "loss"), ("metric", metric)):
+        entry[key] = describe_contrast(tables.level(label, name), options, sequential=False)
     for key in _MEANS:
         values = [record[key] for record in mine.values() if record.get(key) is not None]
         entry[key] = sum(values) / len(values) if values else None

@@ -1,4 +1,4 @@
-"""Verdicts in words: what a comparison says about each arm, and never a winner without an interval."""
+"""Sentences of a comparison: verdicts, the summary, and what its intervals cover and are limited by."""
 
 from __future__ import annotations
 
@@ -8,44 +8,145 @@ from typing import Any
 
 from routelab.comparison.budget_accounting import NEARLY
 from routelab.comparison.statistics.exact_tests import smallest_sign_flip_p
-from routelab.core.number_format import format_detectable_change, format_level
+from routelab.comparison.statistics.two_way import CONCENTRATED_UNITS, FEW_UNITS
+from routelab.config.schema import StatisticsOptions
+from routelab.core.number_format import (
+    format_change_size,
+    format_level,
+    format_units,
+    join_names,
+    pluralise,
+)
 from routelab.report.arm_labels import marked
 
+EQUAL_TIME = 1.05
+"""Ratio of training times within which two arms count as equally fast, if their whole interval lies within it."""
 
-def verdict_of(label: str, entry: Mapping[str, Any], reference: str | None) -> str:
-    """The sentence for one arm, from its entry in the summary."""
-    text = _verdict(label, entry, reference)
+_CONCENTRATED = 0.5
+"""Fraction of the squared influence beyond which the few test units that carry it are reported."""
+
+
+def verdict_of(label: str, entry: Mapping[str, Any], reference: str | None, unit: str | None = None) -> str:
+    """Return the sentence on one arm.
+
+    Args:
+        label: Label of the arm.
+        entry: Entry of the arm in the summary.
+        reference: Label of the arm that it is judged against, None if there is none.
+        unit: Name of the test unit, None if the runs recorded no test units.
+    """
+    text = _verdict(label, entry, reference, unit or "example")
     return f"{text}; leaks: an output depends on {entry['leaks']}" if entry.get("leaks") else text
 
 
-def _verdict(label: str, entry: Mapping[str, Any], reference: str | None) -> str:
+def _verdict(label: str, entry: Mapping[str, Any], reference: str | None, unit: str) -> str:
     if label == reference:
-        return "the reference"
+        return _reference_text(entry)
     if entry["n"] == 0:
-        return "failed on every seed"
+        return "diverged on every seed" if entry.get("diverged") and not entry["failed"] > entry["diverged"] else "failed on every seed"
     difference = entry["difference"]
     if reference is None:
         return "no reference to compare with"
     if difference is None:
         return f"shares no seed with {reference}"
     low, mean, high = (math.expm1(difference[part]) * 100 for part in ("low", "mean", "high"))
-    if difference["n"] < 2:
-        return f"test loss {mean:+.1f}% against {reference}; one seed gives no interval"
+    if entry["state"] is None:
+        return f"test loss {mean:+.1f}% against {reference}; {_no_interval(entry, unit)}"
     bounds = f"[{low:+.1f}, {high:+.1f}]" if _finite(low, high) else "[no bounds from so few seeds]"
-    parts = [f"test loss {mean:+.1f}% {bounds} against {reference}", _price_of_loss(entry)]
-    parts += [f"n={difference['n']}", _p_value(entry), _time(entry)]
-    text = f"{_STATES[entry['state']]}: {', '.join(part for part in parts if part)}"
-    if entry["state"] == "open" and entry.get("seeds_needed"):
-        more = entry["seeds_needed"] - difference["n"]
-        text += f"; underpowered: about {more} more seed{'' if more == 1 else 's'} would settle a difference as large as this"
-    return text
+    parts = [f"test loss {mean:+.1f}% {bounds} against {reference}", _price_of_loss(entry), _sample(entry, unit)]
+    parts += [_standard_errors(entry, unit), _p_value(entry), _time(entry)]
+    text = f"{_opening(entry)}: {', '.join(part for part in parts if part)}"
+    return "; ".join([text, *_qualifications(entry, unit)])
 
 
-_STATES = {"better": "better", "worse": "worse", "equivalent": "equivalent", "open": "undecided"}
+_STATES = {
+    "better": "better", "worse": "worse", "equivalent": "equivalent", "open": "undecided", "withheld": "no verdict",
+}  # fmt: skip
+
+
+def _reference_text(entry: Mapping[str, Any]) -> str:
+    if entry.get("diverged"):
+        return f"the reference; {entry['diverged']} of {entry['n'] + entry['failed']} seeds diverged"
+    return "the reference"
+
+
+def _opening(entry: Mapping[str, Any]) -> str:
+    if entry["state"] != "withheld":
+        limited = entry["state"] == "open" and entry.get("limited")
+        return f"{_STATES[entry['state']]}, limited by the test set" if limited else _STATES[entry["state"]]
+    seeds = entry["difference"]["n"]
+    if entry["withheld"] == "diverged":
+        diverged = entry["pair_diverged"]
+        return f"no verdict, as {diverged} of {seeds + diverged} seeds diverged; the other {seeds}"
+    outlying = entry["warnings"]["outlying_seeds"]
+    if len(outlying) == 1:
+        return f"no verdict, as one seed of {seeds} decides this (seed {outlying[0]})"
+    return f"no verdict, as {len(outlying)} seeds of {seeds} decide this (seeds {', '.join(map(str, outlying))})"
+
+
+def _no_interval(entry: Mapping[str, Any], unit: str) -> str:
+    """Return the reason for which there is no interval."""
+    if not entry["covered"]:
+        return "neither arm depends on the seed, and no test units were recorded"
+    if "seeds" in entry["covered"] and entry["difference"]["n"] < 2:
+        return "one seed gives no interval"
+    if "examples" in entry["covered"]:
+        return f"one test {unit} gives no interval over {pluralise(unit)}"
+    return "the differences are not finite"
+
+
+def _sample(entry: Mapping[str, Any], unit: str) -> str:
+    """Return the numbers of seeds and test units that the interval covers."""
+    difference, covered = entry["difference"], entry["covered"]
+    seeds = f"{difference['n']} seeds"
+    if covered == ["seeds", "examples"]:
+        return f"{seeds} x {format_units(difference['units'], unit)}"
+    if covered == ["seeds"]:
+        return f"{seeds}, on this test split"
+    if not entry["warnings"]["depends_on_seed"]:
+        return f"{format_units(difference['units'], unit)} alone, as neither arm depends on the seed"
+    return f"{format_units(difference['units'], unit)}, of these {difference['n']} trained models"
+
+
+def _standard_errors(entry: Mapping[str, Any], unit: str) -> str:
+    """Return both standard errors, the larger one first; "" unless the interval covers both."""
+    difference = entry["difference"]
+    if entry["covered"] != ["seeds", "examples"]:
+        return ""
+    errors = sorted([(difference["unit_error"], pluralise(unit)), (difference["seed_error"], "seeds")], reverse=True)
+    texts = [f"{format_change_size(error)} over {name}" for error, name in errors]
+    return f"standard error {texts[0]} and {texts[1]}"
+
+
+def _qualifications(entry: Mapping[str, Any], unit: str) -> list[str]:
+    """Return the clauses that a reader needs in order to trust the verdict or not."""
+    difference, warnings, clauses = entry["difference"], entry["warnings"], []
+    if entry["state"] == "open" and _finite(entry["supported_margin"]):
+        margin = format_change_size(entry["supported_margin"])
+        clauses.append(f"the smallest margin of equivalence that these data support is {margin}")
+    if warnings["outlying_seeds"] and entry["withheld"] != "outlying":
+        seeds = warnings["outlying_seeds"]
+        clauses.append(f"seed {seeds[0]} is an outlier" if len(seeds) == 1 else f"seeds {', '.join(map(str, seeds))} are outliers")
+    if difference["units"] is not None and difference["units"] < FEW_UNITS:
+        clauses.append(f"the interval assumes normal effects of the {format_units(difference['units'], unit)}")
+    elif is_concentrated(entry):
+        clauses.append(f"{_concentration(entry, unit)} of the squared influence on the difference")
+    return clauses
+
+
+def is_concentrated(entry: Mapping[str, Any]) -> bool:
+    """Return whether a few of many test units carry most of the squared influence on an arm's difference."""
+    part, units = (entry.get("warnings") or {}).get("concentration"), (entry.get("difference") or {}).get("units")
+    return part is not None and units is not None and units >= FEW_UNITS and part > _CONCENTRATED
+
+
+def _concentration(entry: Mapping[str, Any], unit: str) -> str:
+    units, part = entry["difference"]["units"], entry["warnings"]["concentration"]
+    return f"{CONCENTRATED_UNITS} of {format_units(units, unit)} carry {100 * part:.0f}%"
 
 
 def _price_of_loss(entry: Mapping[str, Any]) -> str:
-    """What the arm's loss costs on the dense frontier, if there is one."""
+    """Return the cost of the arm's loss on the dense frontier; "" if there is no frontier."""
     own = (entry.get("leverage") or {}).get("own")
     if own is None:
         return ""
@@ -60,7 +161,9 @@ def _price_of_loss(entry: Mapping[str, Any]) -> str:
 
 def _p_value(entry: Mapping[str, Any]) -> str:
     if entry.get("sequential"):
-        return f"interval valid at every look, level {entry['sequential']:.2g}"
+        if not entry["warnings"]["depends_on_seed"]:
+            return f"level {entry['sequential']:.2g}"
+        return f"interval valid at every interim analysis, level {entry['sequential']:.2g}"
     if entry["state"] == "equivalent":
         return f"equivalence p={entry['p_equivalent']:.2g}"
     return f"Holm p={entry['p_holm']:.2g}"
@@ -70,12 +173,28 @@ def _time(entry: Mapping[str, Any]) -> str:
     ratio = entry.get("time_ratio")
     if ratio is None or not _finite(ratio["low"], ratio["high"]):
         return ""
-    time = "no difference in time" if ratio["low"] <= 1 <= ratio["high"] else f"{ratio['mean']:.2f}x the time"
+    if not ratio["low"] <= 1 <= ratio["high"]:
+        time = f"{ratio['mean']:.2f}x the time"
+    elif 1 / EQUAL_TIME < ratio["low"] and ratio["high"] < EQUAL_TIME:
+        time = f"equal time within {100 * (EQUAL_TIME - 1):.0f}%"
+    else:
+        time = "difference in time undecided"
     return f"{time} [{ratio['low']:.2f}, {ratio['high']:.2f}]"
 
 
-def sentence_of(arms: Mapping[str, Any], reference: str | None, data: str, level: float, sequential: bool) -> str:
-    """What the comparison says, for every arm but the reference."""
+def sentence_of(
+    arms: Mapping[str, Any], reference: str | None, data: str, options: StatisticsOptions, sequential: bool, unit: str | None = None
+) -> str:
+    """Return what the comparison says on every arm but the reference.
+
+    Args:
+        arms: Label -> entry of the summary.
+        reference: Label of the reference, None if there is none.
+        data: Name of the data.
+        options: Levels, margin and sources of uncertainty.
+        sequential: Whether seeds were added while verdicts were open.
+        unit: Name of the test unit, None if the runs recorded no test units.
+    """
     if reference is None:
         return f"On {data}, no arm is the reference (match.reference), so there are no paired differences."
     if not arms[reference]["n"]:
@@ -84,31 +203,47 @@ def sentence_of(arms: Mapping[str, Any], reference: str | None, data: str, level
     if not others:
         return f"On {data}, {reference} was trained alone, so there is nothing to compare it with."
     judged = {state: [name for name, arm in others.items() if arm["state"] == state] for state in _STATES}
+    margin = format_change_size(options.margin)
     groups = {
         "had a lower test loss than {reference}": judged["better"],
         "had a higher test loss than {reference}": judged["worse"],
-        "did as well as {reference}": judged["equivalent"],
+        f"had a test loss within {margin} of {{reference}}'s": judged["equivalent"],
         "could not be told apart from {reference}": judged["open"],
-        "cannot be judged by one seed": [n for n, arm in others.items() if arm["difference"] and arm["difference"]["n"] == 1],
+        "got no verdict against {reference}": judged["withheld"],
+        "cannot be judged by one seed": _without_interval(others, one_seed=True),
+        "cannot be judged by these data": _without_interval(others, one_seed=False),
         "failed on every seed": [n for n, arm in others.items() if not arm["n"]],
         "shared no seed with {reference}": [n for n, arm in others.items() if arm["n"] and not arm["difference"]],
     }
-    parts = [f"{_list(names)} {what.format(reference=reference)}" for what, names in groups.items() if names]
-    test = ""
-    if any(judged.values()):
-        name = "sequential paired t-tests over seeds, Bonferroni" if sequential else "paired t-tests over seeds, Holm-adjusted"
-        test = f" ({name}, level {format_level(level)})"
+    parts = [f"{join_names(names)} {what.format(reference=reference)}" for what, names in groups.items() if names]
+    test = f" ({_test_name(others, sequential, unit)}, level {format_level(options.alpha)})" if any(judged.values()) else ""
     leaking = [label for label, arm in arms.items() if arm["leaks"]]
-    warning = f" No fair comparison, as outputs depend on what they must not: {_list(leaking)}." if leaking else ""
+    warning = f" No fair comparison, as outputs depend on what they must not: {join_names(leaking)}." if leaking else ""
     # References outside the loop were matched to nothing.
     known = any(arm.get("flops_ratio") is not None for arm in others.values())
     uncounted = [name for name, arm in others.items() if known and arm["n"] and arm.get("flops_ratio") is None]
-    exempt = f" FLOPs are not counted, and so not equal, for {_list(uncounted)}." if uncounted else ""
+    exempt = f" FLOPs are not counted, and so not equal, for {join_names(uncounted)}." if uncounted else ""
     return f"On {data}, {_price(others, reference)}: {'; '.join(parts)}{test}.{exempt}{warning}"
 
 
+def _without_interval(arms: Mapping[str, Any], one_seed: bool) -> list[str]:
+    """Return the arms that have a difference without an interval, because of a single seed or for another reason."""
+    return [
+        name
+        for name, arm in arms.items()
+        if arm["difference"] and arm["state"] is None and ("seeds" in arm["covered"] and arm["difference"]["n"] < 2) == one_seed
+    ]
+
+
+def _test_name(arms: Mapping[str, Any], sequential: bool, unit: str | None) -> str:
+    """Return the name of the tests: what they cover, and how they are adjusted for the number of arms."""
+    covered = {source for arm in arms.values() for source in arm["covered"]}
+    samples = [name for source, name in (("seeds", "seeds"), ("examples", f"test {pluralise(unit or 'example')}")) if source in covered]
+    return f"{'sequential ' if sequential else ''}paired t-tests over {' and '.join(samples)}, {'Bonferroni' if sequential else 'Holm-adjusted'}"
+
+
 def _price(others: Mapping[str, Any], reference: str) -> str:
-    """At what cost the arms stood beside the reference: matching may be off, or left with a wide tolerance."""
+    """Return the cost at which the arms were compared with the reference; matching may be off, or have a wide tolerance."""
     ratios = [arm["flops_ratio"] for arm in others.values() if arm.get("flops_ratio") is not None]
     if not ratios:
         return "at a cost in FLOPs that is not known"
@@ -118,30 +253,128 @@ def _price(others: Mapping[str, Any], reference: str) -> str:
     return f"at {low if low == high else f'{low} to {high}'} times the forward FLOPs per example of {reference}"
 
 
-def caveat_of(arms: Mapping[str, Any], seeds: int, sequential: bool) -> str:
-    """What so many seeds can and cannot show."""
-    fixed = "The test split is fixed: intervals cover training randomness only."
+def caveat_of(
+    arms: Mapping[str, Any], seeds: int, sequential: bool, uncertainty: Sequence[str], unit: str | None = None
+) -> str:
+    """Return what the intervals cover, the effect that they can show, and what limits them.
+
+    Args:
+        arms: Label -> entry of the summary.
+        seeds: Number of seeds.
+        sequential: Whether seeds were added while verdicts were open.
+        uncertainty: Sources of uncertainty that intervals were to cover.
+        unit: Name of the test unit, None if the runs recorded no test units.
+    """
+    parts = []
     if seeds < 2:
-        return f"One seed says nothing about how much seeds differ; with seeds=5 there are intervals. {fixed}"
-    if sequential:
-        return f"Seeds were added while a verdict was open, up to {seeds}; intervals hold at every look, p-values would not. {fixed}"
-    text = (
-        f"With {seeds} seeds the smallest possible exact sign-flip p is {smallest_sign_flip_p(seeds):.4g}"
-        f"{', so that test can never reach .05' if smallest_sign_flip_p(seeds) > 0.05 else ''}"
-    )
+        parts.append(
+            "One seed says nothing about how much seeds differ; seeds=auto adds seeds until each verdict is decided or the test set "
+            "is the limit."
+        )
+    elif sequential:
+        parts.append(
+            f"Seeds were added while a verdict was open, up to {seeds}; intervals hold at every interim analysis, p-values would not."
+        )
+    else:
+        parts += _power_text(arms, seeds, uncertainty)
+    return " ".join([*parts, _coverage_text(arms, uncertainty, unit), *_limits(arms, unit or "example")])
+
+
+def _power_text(arms: Mapping[str, Any], seeds: int, uncertainty: Sequence[str]) -> list[str]:
+    texts = []
+    if list(uncertainty) == ["seeds"]:
+        smallest = smallest_sign_flip_p(seeds)
+        never = ", so that test can never reach .05" if smallest > 0.05 else ""
+        texts.append(f"With {seeds} seeds the smallest possible exact sign-flip p is {smallest:.4g}{never}.")
     detectable = [arm["detectable"] for arm in arms.values() if arm.get("detectable") and math.isfinite(arm["detectable"])]
     if detectable:
-        low, high = format_detectable_change(min(detectable)), format_detectable_change(max(detectable))
-        text += (
-            f"; before adjustment, a difference in test loss must be about {low if low == high else f'{low} to {high} (by arm)'} "
-            "to be found 8 times in 10"
-        )
-    return f"{text}. {fixed}"
+        low, high = format_change_size(min(detectable)), format_change_size(max(detectable))
+        size = low if low == high else f"{low} to {high} (by arm)"
+        texts.append(f"Before adjustment, a difference in test loss must be about {size} to be found 8 times in 10.")
+    return texts
+
+
+def _coverage_text(arms: Mapping[str, Any], uncertainty: Sequence[str], unit: str | None) -> str:
+    covered = {source for arm in arms.values() for source in arm.get("covered") or ()}
+    if "examples" in uncertainty and unit is None:
+        return "No test units were recorded, so intervals cover training seeds only, and claims are about this test split."
+    name = pluralise(unit or "example")
+    if covered == {"seeds"} or (not covered and list(uncertainty) == ["seeds"]):
+        return "Intervals cover training seeds only: claims are about this test split."
+    if list(uncertainty) == ["examples"]:
+        return f"Intervals cover test {name} only: claims are about these trained models."
+    return f"Intervals cover training seeds and test {name}."
+
+
+def _limits(arms: Mapping[str, Any], unit: str) -> list[str]:
+    """Return which source of uncertainty is the larger one for which arms, and what would shrink it."""
+    both = {label: arm["difference"] for label, arm in arms.items() if _covers_both(arm)}
+    groups: dict[str, list[str]] = {"units": [], "seeds": []}
+    for label, difference in both.items():
+        groups["units" if difference["unit_error"] > difference["seed_error"] else "seeds"].append(label)
+    texts = []
+    for source, labels in groups.items():
+        if not labels:
+            continue
+        names = "every arm" if len(labels) == len(both) > 1 else join_names(labels)
+        rest = [both[label]["unit_floor" if source == "units" else "seed_floor"] / both[label]["standard_error"] for label in labels]
+        low, high = f"{100 * min(rest):.0f}%", f"{100 * max(rest):.0f}%"
+        part = low if low == high else f"{low} to {high}"
+        if source == "units":
+            texts.append(
+                f"For {names} the test {pluralise(unit)} are the larger uncertainty: a larger test set would shrink it, and with any "
+                f"number of seeds about {part} of the standard error would stay."
+            )
+        else:
+            texts.append(
+                f"For {names} the seeds are the larger uncertainty: seeds=auto adds seeds without raising the error rate, and with any "
+                f"number of test {pluralise(unit)} about {part} of the standard error would stay."
+            )
+    return texts
+
+
+def _covers_both(arm: Mapping[str, Any]) -> bool:
+    difference = arm.get("difference")
+    return bool(difference) and arm.get("covered") == ["seeds", "examples"] and bool(difference["standard_error"])
+
+
+def explain_uncertainty(arms: Mapping[str, Any], reference: str | None, unit: str | None) -> str | None:
+    """Explain in two sentences why verdicts over seeds alone differ from those over seeds and test units.
+
+    Args:
+        arms: Label -> entry of the summary.
+        reference: Label of the reference.
+        unit: Name of the test unit.
+
+    Returns:
+        The explanation; None if no verdict differs.
+    """
+    changed = {
+        label: arm
+        for label, arm in arms.items()
+        if arm.get("over_seeds") and arm["over_seeds"]["state"] not in (arm["state"], None)
+    }
+    if not changed or unit is None:
+        return None
+    phrases = {"better": "better", "worse": "worse", "equivalent": "equivalent", "open": "undecided", "withheld": "without a verdict"}
+    states = {
+        phrase: labels
+        for state, phrase in phrases.items()
+        if (labels := [label for label, arm in changed.items() if arm["over_seeds"]["state"] == state])
+    }
+    judged = " and ".join(f"{join_names(labels)} {phrase}" for phrase, labels in states.items())
+    units = max(arm["difference"]["units"] for arm in changed.values())
+    concentrated = [arm for arm in changed.values() if is_concentrated(arm)]
+    few = ""
+    if concentrated:
+        most = max(concentrated, key=lambda arm: arm["warnings"]["concentration"])
+        few = f", and {_concentration(most, unit)} of the squared influence on a difference"
+    return (
+        f"With statistics.uncertainty=[seeds], verdicts would be {judged}, because that setting takes these "
+        f"{format_units(units, unit)} as the whole test population and counts only how much training seeds differ. "
+        f"The verdicts here also count that another sample of {pluralise(unit)} would give other differences from {reference}{few}."
+    )
 
 
 def _finite(*values: float | None) -> bool:
     return all(value is not None and math.isfinite(value) for value in values)
-
-
-def _list(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

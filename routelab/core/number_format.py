@@ -7,7 +7,7 @@ uses which.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 Interval = Mapping[str, Any]
@@ -168,10 +168,31 @@ def format_exact_change(log: object) -> str | None:
     return None if value is None else f"{math.expm1(value):+.2%}"
 
 
-def format_detectable_change(log: float) -> str:
-    """Return a difference of logs above 0 as a change in percent, in two digits, for the smallest difference that seeds can show."""
+def format_change_size(log: float) -> str:
+    """Return the size of a difference of logs, or of its standard error, in percent in two digits, `4.1%`.
+
+    Args:
+        log: Difference of logs, at least 0.
+    """
     percent = 100 * math.expm1(min(log, 10.0))
     return "more than 1000%" if percent > 1000 else f"{percent:.0f}%" if percent >= 10 else f"{percent:.2g}%"
+
+
+def pluralise(noun: str) -> str:
+    """Return the plural of the name of a test unit, `documents` or `licence families`."""
+    if noun.endswith("y") and noun[-2:-1] not in "aeiou":
+        return f"{noun[:-1]}ies"
+    return f"{noun}es" if noun.endswith(("s", "x", "ch", "sh")) else f"{noun}s"
+
+
+def join_names(names: Sequence[str]) -> str:
+    """Return names as a list in a sentence, `a, b and c`."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def format_units(number: int, unit: str) -> str:
+    """Return a number of test units with their name, `360 examples`."""
+    return f"{number:,} {unit if number == 1 else pluralise(unit)}"
 
 
 def _to_percent(log: float | None) -> float | None:

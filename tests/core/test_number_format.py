@@ -14,7 +14,7 @@ from routelab.core.number_format import (
     format_change_in_table,
     format_count,
     format_count_with_ratio,
-    format_detectable_change,
+    format_change_size,
     format_exact_change,
     format_half_width,
     format_interval,
@@ -85,9 +85,9 @@ OPEN = interval(math.log(1.5), -INF, INF)
         (format_short_percent, None, NO_VALUE),
         (format_exact_change, math.log(1.5), "+50.00%"),
         (format_exact_change, NAN, None),
-        (format_detectable_change, math.log(1.015), "1.5%"),
-        (format_detectable_change, math.log(1.25), "25%"),
-        (format_detectable_change, 700.0, "more than 1000%"),
+        (format_change_size, math.log(1.015), "1.5%"),
+        (format_change_size, math.log(1.25), "25%"),
+        (format_change_size, 700.0, "more than 1000%"),
     ],
 )
 def test_one_number(function, value, text):

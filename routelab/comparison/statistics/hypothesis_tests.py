@@ -4,17 +4,259 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
 
-from routelab.comparison.statistics.exact_tests import equivalence_p, holm, paired_p, sign_flip_p
-from routelab.comparison.statistics.power import detectable_difference, seeds_needed
-from routelab.comparison.statistics.sequential import look, seeds_to_settle
+from routelab.comparison.statistics.contrast import Contrast
+from routelab.comparison.statistics.exact_tests import holm, sign_flip_p
+from routelab.comparison.statistics.outlying_seeds import outlying_seeds
+from routelab.comparison.statistics.power import detectable_shift
+from routelab.comparison.statistics.sequential import analyse, seeds_to_settle
+from routelab.comparison.statistics.two_way import Estimate, influence_concentration
 from routelab.config.schema import StatisticsOptions
-from routelab.core.intervals import bca_interval, mean_interval
+from routelab.core.intervals import Interval, bca_interval
+
+State = Literal["better", "worse", "equivalent", "open", "withheld"]
+
+
+@dataclass(frozen=True)
+class Result:
+    """Result of the test of one arm.
+
+    Attributes:
+        estimate: Estimate of the difference.
+        interval: Interval of the difference, not adjusted for the number of arms, or one that holds at all interim analyses.
+        covered: Sources of uncertainty that estimate and interval cover.
+        state: Verdict: better, worse, equivalent, open (undecided) or withheld; None if there is no interval.
+        withheld: Reason for which the verdict is withheld, "outlying" or "diverged"; None if it is not.
+        outlying: Seeds that lie beyond the threshold of `outlying_seeds`.
+        p: Two-sided p-value; None with interim analyses.
+        p_holm: The same after Holm's adjustment over the arms.
+        p_equivalent: p-value of equivalence after Holm's adjustment.
+        supported_margin: Smallest margin of equivalence that the data support, with the level divided among the arms.
+        level: Level of this arm, with interim analyses; None otherwise.
+        limited: Whether no number of further seeds can decide, with interim analyses.
+        unit_half: Part of the interval's half width that covers test units, with interim analyses.
+    """
+
+    estimate: Estimate
+    interval: Interval
+    covered: tuple[str, ...]
+    state: State | None = None
+    withheld: str | None = None
+    outlying: list[int] = field(default_factory=list)
+    p: float | None = None
+    p_holm: float | None = None
+    p_equivalent: float | None = None
+    supported_margin: float = math.nan
+    level: float | None = None
+    limited: bool = False
+    unit_half: float = 0.0
+
+    @property
+    def needs_seeds(self) -> bool:
+        """Whether further seeds can lead to a verdict."""
+        return (self.state == "open" and not self.limited) or self.withheld == "outlying"
+
+
+def seeds_to_decide(contrast: Contrast, result: Result) -> int | None:
+    """Return how many seeds a sequential test needs to decide a difference as large as this one, 8 times in 10.
+
+    The part of the interval that covers test units does not shrink with the seeds, so it is taken off the difference.
+
+    Args:
+        contrast: Differences so far, of at least two seeds.
+        result: Result of an interim analysis of them.
+
+    Returns:
+        Number of seeds, None if it is beyond 100,000 or if the difference lies within the part that covers units.
+    """
+    assert result.level is not None
+    mean = result.estimate.mean
+    if abs(mean) <= result.unit_half:
+        return None
+    level = result.level / 2 if "examples" in result.covered else result.level
+    return seeds_to_settle((contrast.values_S - math.copysign(result.unit_half, mean)).tolist(), level)
+
+
+def judge(
+    arms: Mapping[str, dict[str, Any]],
+    contrasts: Mapping[str, Contrast],
+    options: StatisticsOptions,
+    sequential: bool,
+    first_look: int | None = None,
+) -> None:
+    """Fill in the verdict of every arm and the numbers that it rests on.
+
+    Args:
+        arms: Label -> entry of the summary, which receives `difference`, `state` and the fields of `Result`.
+        contrasts: Label -> differences of the arms that are judged. They are one family of claims.
+        options: Levels, margin and sources of uncertainty.
+        sequential: Whether seeds were added while verdicts were open, so that intervals must hold at all interim analyses.
+        first_look: Smallest number of seeds at which an analysis was made, with sequential; None = `options.min_seeds`.
+    """
+    results = test_contrasts(contrasts, options, sequential, first_look)
+    over_seeds: dict[str, Result] = {}
+    if not sequential and "examples" in options.uncertainty:
+        over_seeds = test_contrasts(contrasts, replace(options, uncertainty=["seeds"]), sequential=False)
+    for label, entry in arms.items():
+        entry |= dict.fromkeys(("difference", "state", "p_sign_flip", "bca", "detectable", "withheld", "supported_margin"))
+        entry |= {"covered": [], "warnings": {}, "limited": False, "sequential": None, "over_seeds": None}
+        if label not in results:
+            continue
+        contrast, result = contrasts[label], results[label]
+        entry |= {
+            "difference": _describe(result),
+            "covered": list(result.covered),
+            "state": result.state,
+            "withheld": result.withheld,
+            "p_t": result.p,
+            "p_holm": result.p_holm,
+            "p_equivalent": result.p_equivalent,
+            "supported_margin": result.supported_margin,
+            "sequential": result.level,
+            "limited": result.limited,
+            "pair_diverged": contrast.diverged,
+            "warnings": _warnings(contrast, result),
+        }
+        if not sequential:
+            entry["detectable"] = _detectable_difference(result.estimate)
+        if not sequential and contrast.depends_on_seed:
+            bca = bca_interval(contrast.values_S.tolist(), 1 - options.alpha)
+            entry |= {"p_sign_flip": sign_flip_p(contrast.values_S.tolist()), "bca": bca.as_dict() if bca else None}
+        if label in over_seeds and "examples" in result.covered and contrast.depends_on_seed:
+            entry["over_seeds"] = {
+                **over_seeds[label].interval.as_dict(), "p_holm": over_seeds[label].p_holm, "state": over_seeds[label].state
+            }  # fmt: skip
+
+
+def test_contrasts(
+    contrasts: Mapping[str, Contrast], options: StatisticsOptions, sequential: bool, first_look: int | None = None
+) -> dict[str, Result]:
+    """Test the differences of a family of arms.
+
+    Args:
+        contrasts: Label -> differences of an arm.
+        options: Levels, margin and sources of uncertainty.
+        sequential: Whether the results must hold at all interim analyses.
+        first_look: Smallest number of seeds at which an analysis was made; None = `options.min_seeds`.
+
+    Returns:
+        Label -> result. A verdict is withheld if a run diverged, or if a claim rests on differences with an outlying seed.
+    """
+    results = _test_at_interim(contrasts, options, first_look) if sequential else _test_once(contrasts, options)
+    return {label: _withhold(contrasts[label], result) for label, result in results.items()}
+
+
+test_contrasts.__test__ = False  # type: ignore[attr-defined]  # pytest would collect it by its name.
+
+
+def describe_contrast(
+    contrast: Contrast | None, options: StatisticsOptions, sequential: bool, first_look: int | None = None
+) -> dict[str, Any] | None:
+    """Return a contrast's interval, not adjusted for other claims, with its standard errors as plain data.
+
+    Args:
+        contrast: Differences, or the values of one arm; None gives None.
+        options: Level and sources of uncertainty.
+        sequential: Whether the interval must hold at all interim analyses.
+        first_look: Smallest number of seeds at which an analysis was made; None = `options.min_seeds`.
+    """
+    if contrast is None:
+        return None
+    test = _test_at_interim if sequential else _test_once
+    result = test({"": contrast}, options, first_look)[""]
+    return _describe(result)
+
+
+def _test_once(
+    contrasts: Mapping[str, Contrast], options: StatisticsOptions, first_look: int | None = None
+) -> dict[str, Result]:
+    estimates = {label: contrast.estimate(options.uncertainty) for label, contrast in contrasts.items()}
+    p_values = [estimate.p_value() for estimate in estimates.values()]
+    equivalent = holm([estimate.p_equivalent(options.margin) for estimate in estimates.values()])
+    results = {}
+    for (label, estimate), p, p_holm, p_equivalent in zip(estimates.items(), p_values, holm(p_values), equivalent, strict=True):
+        state: State | None = None
+        if p_holm < options.alpha:
+            state = "better" if estimate.mean < 0 else "worse"
+        elif math.isfinite(estimate.standard_error):
+            state = "equivalent" if p_equivalent < options.alpha else "open"
+        results[label] = Result(
+            estimate,
+            estimate.interval(1 - options.alpha),
+            contrasts[label].covered(options.uncertainty),
+            state,
+            p=p,
+            p_holm=p_holm,
+            p_equivalent=p_equivalent,
+            supported_margin=estimate.supported_margin(options.alpha / len(contrasts)),
+        )
+    return results
+
+
+def _test_at_interim(
+    contrasts: Mapping[str, Contrast], options: StatisticsOptions, first_look: int | None
+) -> dict[str, Result]:
+    interim = analyse(contrasts, options.margin, options.alpha, options.uncertainty, first_look or options.min_seeds)
+    results = {}
+    for label, contrast in contrasts.items():
+        estimate, analysis = contrast.estimate(options.uncertainty), interim[label]
+        bounds = abs(analysis.interval.low), abs(analysis.interval.high)
+        results[label] = Result(
+            estimate,
+            analysis.interval,
+            contrast.covered(options.uncertainty),
+            analysis.state if math.isfinite(estimate.standard_error) else None,
+            supported_margin=max(bounds) if all(map(math.isfinite, bounds)) else math.nan,
+            level=analysis.level,
+            limited=analysis.limited,
+            unit_half=analysis.unit_half,
+        )
+    return results
+
+
+def _withhold(contrast: Contrast, result: Result) -> Result:
+    """Withhold the verdict if a run diverged, or if it is a claim that an outlying seed decides."""
+    outlying = [contrast.seeds[position] for position in outlying_seeds(contrast.values_S.tolist())] if contrast.seeds else []
+    if "seeds" not in result.covered:
+        outlying = []
+    if contrast.diverged and result.state is not None:
+        return replace(result, state="withheld", withheld="diverged", outlying=outlying)
+    if outlying and result.state in ("better", "worse", "equivalent"):
+        return replace(result, state="withheld", withheld="outlying", outlying=outlying)
+    return replace(result, outlying=outlying)
+
+
+def _warnings(contrast: Contrast, result: Result) -> dict[str, Any]:
+    """Return the properties of the data that a reader must know: outlying seeds, and the influence of single test units."""
+    units = result.estimate.units if "examples" in result.covered else None
+    concentrated = contrast.table_SU is not None and units is not None
+    return {
+        "outlying_seeds": result.outlying,
+        "concentration": influence_concentration(contrast.table_SU) if concentrated else None,  # type: ignore[arg-type]
+        "depends_on_seed": contrast.depends_on_seed,
+    }
+
+
+def _describe(result: Result) -> dict[str, Any]:
+    """Return the interval of a difference with its standard errors as plain data."""
+    estimate = asdict(result.estimate)
+    names = ("standard_error", "degrees_of_freedom", "units", "seed_error", "unit_error", "seed_floor", "unit_floor")
+    return {**result.interval.as_dict(), **{name: estimate[name] for name in names}}
+
+
+def _detectable_difference(estimate: Estimate) -> float:
+    """Return the true difference that a test at level .05 with this standard error finds 8 times in 10."""
+    if not math.isfinite(estimate.standard_error):
+        return math.nan
+    if not math.isfinite(estimate.degrees_of_freedom):
+        return 0.0
+    return estimate.standard_error * detectable_shift(estimate.degrees_of_freedom)
 
 
 def differences(labels: Sequence[str], reference: str, records: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
-    """Log test loss of each arm minus the reference's, by seed, for arms that share a seed with it."""
+    """Return the log test loss of each arm minus the reference's, by seed, for arms that share a seed with it."""
     logs: dict[str, dict[int, float]] = {label: {} for label in (*labels, reference)}
     for record in records:
         if record["status"] == "ok" and record["arm"] in logs:
@@ -26,53 +268,3 @@ def differences(labels: Sequence[str], reference: str, records: Sequence[Mapping
         if label != reference
     }
     return {label: values for label, values in found.items() if values}
-
-
-def judge(
-    arms: Mapping[str, dict[str, Any]], compared: Mapping[str, Sequence[float]], options: StatisticsOptions, sequential: bool
-) -> None:
-    """Fill in every arm's `difference` (an interval) and the `state` of its verdict: better, worse, equivalent, open, or None
-    with one seed.
-
-    compared: the differences of the arms that are judged, which are one family of claims. sequential: seeds were added where
-    the verdict was open, so the interval is one that holds at every look, and there are no p-values, which would not.
-    """
-    for entry in arms.values():
-        entry |= {"difference": None, "p_sign_flip": None, "detectable": None, "state": None, "bca": None}
-    for label, values in compared.items():
-        arms[label]["difference"] = mean_interval(values, 1 - options.alpha).as_dict()
-    (_look if sequential else _test)(arms, compared, options)
-    level = options.alpha / max(1, len(compared))
-    for label, values in compared.items():
-        if arms[label]["state"] == "open":
-            needed = seeds_to_settle(values, level) if sequential else seeds_needed(values, alpha=level)
-            arms[label]["seeds_needed"] = max(needed, len(values) + 1) if needed else None
-
-
-def _test(arms: Mapping[str, dict[str, Any]], compared: Mapping[str, Sequence[float]], options: StatisticsOptions) -> None:
-    for label, values in compared.items():
-        bca = bca_interval(values, 1 - options.alpha)
-        arms[label] |= {
-            "p_t": paired_p(values),
-            "p_sign_flip": sign_flip_p(values),
-            "p_equivalent": equivalence_p(values, options.margin),
-            "detectable": detectable_difference(values),
-            "bca": bca.as_dict() if bca else None,
-        }
-    for source, target in (("p_t", "p_holm"), ("p_equivalent", "p_equivalent")):
-        for label, adjusted in zip(compared, holm([arms[label][source] for label in compared]), strict=True):
-            arms[label][target] = adjusted
-    for label, values in compared.items():
-        entry = arms[label]
-        if len(values) < 2:
-            continue
-        if entry["p_holm"] < options.alpha:
-            entry["state"] = "better" if entry["difference"]["mean"] < 0 else "worse"
-        else:
-            entry["state"] = "equivalent" if entry["p_equivalent"] < options.alpha else "open"
-
-
-def _look(arms: Mapping[str, dict[str, Any]], compared: Mapping[str, Sequence[float]], options: StatisticsOptions) -> None:
-    for label, found in look(compared, options.margin, options.alpha).items():
-        if len(compared[label]) > 1:
-            arms[label] |= {"difference": found.interval.as_dict(), "sequential": found.level, "state": found.state}

@@ -1,13 +1,13 @@
 """Quality per FLOP: how many FLOPs dense models need for the loss that an arm reaches. Pure functions of numbers.
 
-Axes: R rungs (sizes of a dense ladder, or budgets of an arm), N seeds, K targets. Every point is the end of a run with a schedule
+Axes: R rungs (sizes of a dense ladder, or budgets of an arm), N seeds, K targets, G groups of test units. Every point is the end of a run with a schedule
 of its own: points inside a decaying schedule flatter nobody fairly.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -86,23 +86,54 @@ def common_range(dense: Sequence[Point], arm: Sequence[Point]) -> tuple[float, f
     return (low, high) if low <= high else None
 
 
+@dataclass(frozen=True)
+class Endpoints:
+    """Endpoints of the training runs of an arm.
+
+    Attributes:
+        cost: Training FLOPs, (R, N).
+        loss: Mean test losses, (R, N).
+        loss_without: Mean test losses without each group of test units, (G, R, N); None if the runs recorded no test units.
+    """
+
+    cost: Floats
+    loss: Floats
+    loss_without: Floats | None = None
+
+
 def leverage(
-    dense_cost: Floats, dense_loss: Floats, arm_cost: Floats, arm_loss: Floats, targets: int = 3, confidence: float = 0.95
+    dense: Endpoints,
+    arm: Endpoints,
+    targets: int = 3,
+    confidence: float = 0.95,
+    uncertainty: Collection[str] = ("seeds", "examples"),
 ) -> Leverage:
-    """Leverage of an arm (R', N) over a dense ladder (R, N), columns paired by seed.
+    """Estimate the efficiency leverage of an arm over a dense ladder, with endpoints paired by seed and by test unit.
 
     The envelopes are formed on the means over seeds (of log cost and of loss): the lower envelope of single runs would be
-    too good. Intervals are t-intervals of jackknife pseudo-values of log EL: every seed is left out once, from the ladder and
-    from the arm together. NaN bounds where leaving out a seed makes the target unreachable.
+    too good. The variance of log EL is that of a jackknife over seeds plus that of a jackknife over groups of test units. Each of
+    them leaves out a seed, or a group, from the ladder and from the arm together. The degrees of freedom are Satterthwaite's.
+    Bounds are NaN if the target cannot be reached without a seed or a group.
+
+    Args:
+        dense: Endpoints of the ladder, of R rungs.
+        arm: Endpoints of the arm, of its own rungs and the same seeds and groups.
+        targets: Number of losses at which the leverage is given.
+        confidence: Confidence of the intervals.
+        uncertainty: Sources of uncertainty that intervals cover, "seeds" and "examples". Without recorded test units, intervals
+            cover seeds alone.
+
+    Raises:
+        ValueError: if shapes do not fit.
     """
-    n = dense_loss.shape[1]
-    if not (dense_cost.shape == dense_loss.shape and arm_cost.shape == arm_loss.shape and arm_loss.shape[1] == n):
+    n = dense.loss.shape[1]
+    shapes = [dense.cost.shape, dense.loss.shape, arm.cost.shape, arm.loss.shape]
+    if not (shapes[0] == shapes[1] and shapes[2] == shapes[3] and arm.loss.shape[1] == n):
         raise ValueError(
-            f"costs and losses must be (rungs, seeds) with the same seeds, not {dense_cost.shape}, {dense_loss.shape}, "
-            f"{arm_cost.shape}, {arm_loss.shape}"
+            f"costs and losses must be (rungs, seeds) with the same seeds, not {', '.join(map(str, shapes))}"
         )
     everything = np.ones(n, bool)
-    sides = _means(dense_cost, dense_loss, everything), _means(arm_cost, arm_loss, everything)
+    sides = _means(dense.cost, dense.loss, everything), _means(arm.cost, arm.loss, everything)
     shared = common_range(*sides)
     if shared is None:
         return Leverage([], None, n)
@@ -112,16 +143,25 @@ def leverage(
     shown = [low + (high - low) * (k + 1) / (targets + 1) for k in range(targets)] if wide else [low]
     grid = [low + (high - low) * (k + 0.5) / _RANGE for k in range(_RANGE)] if wide else []
 
-    def statistic(kept: NDArray[np.bool_]) -> Floats:
-        dense, arm = _means(dense_cost, dense_loss, kept), _means(arm_cost, arm_loss, kept)
+    def statistic(kept_N: NDArray[np.bool_], dense_loss: Floats, arm_loss: Floats) -> Floats:
+        dense_points, arm_points = _means(dense.cost, dense_loss, kept_N), _means(arm.cost, arm_loss, kept_N)
         if not wide:
-            # One budget: its own loss is the target, whatever it is without this seed.
-            return log_leverage(dense, arm, [best_so_far(arm)[-1][1]])
-        along = log_leverage(dense, arm, grid)
+            # One budget: its own loss is the target, also without a seed or a group.
+            return log_leverage(dense_points, arm_points, [best_so_far(arm_points)[-1][1]])
+        along = log_leverage(dense_points, arm_points, grid)
         middle = np.nanmean(along) if not np.isnan(along).all() else np.nan
-        return np.append(log_leverage(dense, arm, shown), middle)
+        return np.append(log_leverage(dense_points, arm_points, shown), middle)
 
-    intervals = _jackknife(statistic, n, confidence)
+    estimate = statistic(everything, dense.loss, arm.loss)
+    parts: list[tuple[Floats, int]] = []
+    has_units = dense.loss_without is not None and arm.loss_without is not None
+    if "seeds" in uncertainty or not has_units:
+        without = [statistic(np.arange(n) != seed, dense.loss, arm.loss) for seed in range(n)] if n > 1 else []
+        parts.append((_jackknife_variance(without, estimate), n - 1))
+    if "examples" in uncertainty and dense.loss_without is not None and arm.loss_without is not None:
+        without = [statistic(everything, *losses) for losses in zip(dense.loss_without, arm.loss_without, strict=True)]
+        parts.append((_jackknife_variance(without, estimate), len(without) - 1))
+    intervals = _intervals(estimate, parts, n, confidence)
     at = list(zip(shown, intervals[: len(shown)], strict=True))
     return Leverage(at, intervals[-1] if wide else None, n)
 
@@ -143,15 +183,38 @@ def _means(cost: Floats, loss: Floats, kept: NDArray[np.bool_]) -> list[Point]:
     return [(float(c), float(y)) for c, y in zip(mean_cost, mean_loss, strict=True)]
 
 
-def _jackknife(statistic: Callable[[NDArray[np.bool_]], Floats], n: int, confidence: float) -> list[Interval]:
-    """exp of the jackknife t-interval of each entry of `statistic(kept seeds)`."""
-    whole = statistic(np.ones(n, bool))
-    if n < 2:
-        return [Interval(math.exp(value), math.nan, math.nan, n) for value in whole]
-    without = np.array([statistic(np.arange(n) != seed) for seed in range(n)])
-    pseudo = n * whole - (n - 1) * without
-    half = stats.t.ppf(0.5 + confidence / 2, n - 1) * pseudo.std(0, ddof=1) / math.sqrt(n)
+def _jackknife_variance(without: Sequence[Floats], estimate: Floats) -> Floats:
+    """Return the jackknife variance of each entry of an estimate, (K,); NaN below two values.
+
+    Source: Efron & Stein 1981, The jackknife estimate of variance, Annals of Statistics 9(3).
+
+    Args:
+        without: Estimates without each of the seeds or groups, (K,) each.
+        estimate: Estimate with all of them, (K,).
+    """
+    if len(without) < 2:
+        return np.full_like(estimate, math.nan)
+    values = np.array(without)
+    return (len(values) - 1) / len(values) * np.square(values - values.mean(0)).sum(0)
+
+
+def _intervals(
+    estimate: Floats, parts: Sequence[tuple[Floats, int]], n: int, confidence: float
+) -> list[Interval]:
+    """Return exp of the t-interval of each entry of an estimate.
+
+    Args:
+        estimate: Estimates, (K,).
+        parts: Variances (K,) that add up, each with its degrees of freedom.
+        n: Number of seeds.
+        confidence: Confidence of the intervals.
+    """
+    variance = np.sum([part for part, _ in parts], 0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        df = variance**2 / np.sum([part**2 / max(1, freedom) for part, freedom in parts], 0)
+        # Without any variance there is no width, whatever the quantile.
+        half = np.where(variance == 0.0, 0.0, stats.t.ppf(0.5 + confidence / 2, df) * np.sqrt(variance))
     return [
         Interval(math.exp(value), math.exp(value - width), math.exp(value + width), n)
-        for value, width in zip(whole, half, strict=True)
+        for value, width in zip(estimate, half, strict=True)
     ]

@@ -26,13 +26,13 @@ def seeds_needed(
     effect = abs(float(d.mean())) / float(d.std(ddof=1))
     # By hand: statsmodels' solver does not converge for large effects.
     low, high = 1, 2
-    while _power(effect * math.sqrt(high), high, bar(high)) < power:
+    while _power(effect * math.sqrt(high), high - 1, bar(high)) < power:
         low, high = high, 2 * high
         if high > 100_000:
             return None
     while high - low > 1:
         middle = (low + high) // 2
-        enough = _power(effect * math.sqrt(middle), middle, bar(middle)) >= power
+        enough = _power(effect * math.sqrt(middle), middle - 1, bar(middle)) >= power
         low, high = (low, middle) if enough else (middle, high)
     return high
 
@@ -42,28 +42,41 @@ def _bar(n: int, alpha: float) -> float:
     return float(stats.t.ppf(1 - alpha / 2, n - 1) ** 2)
 
 
-def _power(shift: float, n: int, bar: float) -> float:
-    """How often t^2 of n differences, whose mean is `shift` standard errors from 0, exceeds `bar`."""
+def _power(shift: float, degrees_of_freedom: float, bar: float) -> float:
+    """Return the probability that t^2 exceeds `bar`, if the true mean is `shift` standard errors from 0."""
     # The square of a noncentral t: both tails at once, where scipy's far tail of the t itself is NaN.
-    return float(stats.ncf.sf(bar, 1, n - 1, shift**2)) if math.isfinite(bar) else 0.0
-
-
-def detectable_difference(differences: Sequence[float], power: float = 0.8, alpha: float = 0.05) -> float:
-    """The smallest true mean difference that a two-sided paired t-test on as many pairs finds with this power.
-
-    The spread is that of the differences given. NaN below two differences.
-    """
-    d = np.asarray(differences, dtype=np.float64).reshape(-1)
-    effect = detectable_effect(max(2, int(d.size)), power, alpha)
-    return effect * float(d.std(ddof=1)) if d.size > 1 and np.isfinite(d).all() else math.nan
+    return float(stats.ncf.sf(bar, 1, degrees_of_freedom, shift**2)) if math.isfinite(bar) else 0.0
 
 
 def detectable_effect(n: int, power: float = 0.8, alpha: float = 0.05) -> float:
-    """`detectable_difference` of n >= 2 pairs in units of the differences' standard deviation, under the noncentral t."""
+    """Return the smallest true mean difference that a two-sided paired t-test finds with this power.
+
+    Args:
+        n: Number of pairs, at least 2.
+        power: Probability of a rejection.
+        alpha: Level of the test.
+
+    Returns:
+        The difference in standard deviations of the differences.
+    """
+    return detectable_shift(n - 1.0, power, alpha) / math.sqrt(n)
+
+
+def detectable_shift(degrees_of_freedom: float, power: float = 0.8, alpha: float = 0.05) -> float:
+    """Return the smallest true mean that a two-sided t-test finds with this power, in standard errors of the mean.
+
+    Args:
+        degrees_of_freedom: Degrees of freedom of the t statistic.
+        power: Probability of a rejection, under the noncentral t distribution.
+        alpha: Level of the test.
+
+    Raises:
+        ValueError: unless 0 < alpha < power < 1.
+    """
     if not 0.0 < alpha < power < 1.0:
         raise ValueError(f"power and alpha must satisfy 0 < alpha < power < 1, not alpha={alpha}, power={power}")
-    upper = float(stats.t.ppf(1 - alpha / 2, n - 1) + stats.t.ppf(power, n - 1))
-    bar = _bar(n, alpha)
-    while _power(upper, n, bar) < power:
+    critical = float(stats.t.ppf(1 - alpha / 2, degrees_of_freedom))
+    upper = critical + float(stats.t.ppf(power, degrees_of_freedom))
+    while _power(upper, degrees_of_freedom, critical**2) < power:
         upper *= 2
-    return float(optimize.brentq(lambda shift: _power(shift, n, bar) - power, 1e-9, upper)) / math.sqrt(n)
+    return float(optimize.brentq(lambda shift: _power(shift, degrees_of_freedom, critical**2) - power, 1e-9, upper))

@@ -20,6 +20,9 @@ from typing import Literal
 
 import numpy as np
 
+from scipy import stats
+
+from routelab.comparison.statistics.contrast import Contrast
 from routelab.comparison.statistics.power import seeds_needed
 from routelab.core.intervals import Interval
 
@@ -77,34 +80,99 @@ def seeds_to_settle(differences: Sequence[float], alpha: float, power: float = 0
 
 
 @dataclass(frozen=True)
-class Look:
-    """What the differences of one arm say at one look. level: the alpha that this arm was held to."""
+class InterimResult:
+    """State of one arm at an interim analysis.
+
+    Attributes:
+        state: Verdict on the difference.
+        interval: Interval that holds at all interim analyses together; half of its width is seed_half + unit_half.
+        level: Level that this arm is held to.
+        seed_half: Part of the half width that covers seeds; 0 if the interval does not cover them.
+        unit_half: Part of the half width that covers test units; 0 if the interval does not cover them.
+        limited: Whether the test set is the limit: no number of further seeds can decide.
+    """
 
     state: State
     interval: Interval
     level: float
+    seed_half: float
+    unit_half: float
+    limited: bool = False
 
 
-def look(differences: Mapping[str, Sequence[float]], margin: float, alpha: float = 0.05) -> dict[str, Look]:
-    """Judge every arm by its paired differences in log loss against the reference (negative = better).
+def analyse(
+    contrasts: Mapping[str, Contrast],
+    margin: float,
+    alpha: float = 0.05,
+    uncertainty: Sequence[str] = ("seeds", "examples"),
+    first_look: int = 5,
+) -> dict[str, InterimResult]:
+    """Judge every arm by its differences in log loss so far (negative = better).
 
-    `better` or `worse`: the anytime interval excludes 0. `equivalent`: it lies within +-margin, which was set beforehand.
-    An arm's level is alpha / number of arms (Bonferroni), so that over all arms and looks together a wrong "better", "worse"
-    or "equivalent" has a probability of at most alpha. An arm may be left alone once it is settled: what it was settled at
-    stays true at that level.
+    `better` or `worse`: the interval excludes 0. `equivalent`: it lies within +-margin, which was set beforehand. An arm's level
+    is alpha / number of arms (Bonferroni). Over all arms and interim analyses together, a wrong "better", "worse" or "equivalent"
+    has a probability of at most alpha. No more seeds are needed for an arm that is decided.
+
+    If the interval is to cover test units too, it is the anytime interval over seeds at half of the level, widened by a t-interval
+    over units at the other half. The standard error over units is the largest of all interim analyses so far, as the analyses may
+    stop at a small one.
+
+    Args:
+        contrasts: Label of an arm -> its differences, seeds in the order of training.
+        margin: Margin of equivalence.
+        alpha: Level of all arms together.
+        uncertainty: Sources of uncertainty that intervals are to cover.
+        first_look: Smallest number of seeds at which an analysis was made.
+
+    Raises:
+        ValueError: if the margin is not above 0.
     """
     if not margin > 0:
         raise ValueError(f"margin is {margin}; it must be above 0")
-    level = alpha / max(1, len(differences))
-    found = {}
-    for arm, values in differences.items():
-        interval = anytime_interval(values, level)
-        state: State = "open"
-        if interval.high < 0:
-            state = "better"
-        elif interval.low > 0:
-            state = "worse"
-        elif -margin < interval.low and interval.high < margin:
-            state = "equivalent"
-        found[arm] = Look(state, interval, level)
-    return found
+    level = alpha / max(1, len(contrasts))
+    return {arm: _analyse(contrast, margin, level, uncertainty, first_look) for arm, contrast in contrasts.items()}
+
+
+def _analyse(contrast: Contrast, margin: float, level: float, uncertainty: Sequence[str], first_look: int) -> InterimResult:
+    covered = contrast.covered(uncertainty)
+    mean, n = float(contrast.values_S.mean()), len(contrast.values_S)
+    seed_half = unit_half = 0.0
+    if covered == ("seeds",):
+        seed_half = _half_width(anytime_interval(contrast.values_S.tolist(), level))
+    elif covered == ("seeds", "examples"):
+        seed_half = _half_width(anytime_interval(contrast.values_S.tolist(), level / 2))
+        unit_half = _unit_half_width(contrast, level / 2, first_look)
+    else:
+        # Two arms that do not depend on the seed: all analyses see the same numbers.
+        seed_half = 0.0 if covered else math.inf
+        unit_half = _half_width(contrast.estimate(covered).interval(1 - level)) if covered else 0.0
+    half = seed_half + unit_half
+    interval = Interval(mean, mean - half, mean + half, n)
+    return InterimResult(
+        _state(interval, margin), interval, level, seed_half, unit_half, _is_limited(abs(mean), seed_half, unit_half, margin)
+    )
+
+
+def _state(interval: Interval, margin: float) -> State:
+    if interval.high < 0:
+        return "better"
+    if interval.low > 0:
+        return "worse"
+    return "equivalent" if -margin < interval.low and interval.high < margin else "open"
+
+
+def _is_limited(distance: float, seed_half: float, unit_half: float, margin: float) -> bool:
+    """Return whether neither a difference nor equivalence can be shown with any number of seeds, if seed_half covers the mean."""
+    return distance + seed_half < unit_half and max(0.0, distance - seed_half) + unit_half >= margin
+
+
+def _unit_half_width(contrast: Contrast, level: float, first_look: int) -> float:
+    """Return the half width of the t-interval over units, with the largest standard error of all analyses so far."""
+    n = len(contrast.values_S)
+    looks = [contrast.first(count).estimate(("examples",)) for count in range(min(first_look, n), n + 1)]
+    error = max(look.standard_error for look in looks)
+    return float(stats.t.ppf(1 - level / 2, looks[-1].degrees_of_freedom)) * error
+
+
+def _half_width(interval: Interval) -> float:
+    return interval.high - interval.mean
