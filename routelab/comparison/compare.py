@@ -15,8 +15,8 @@ from routelab.comparison.execute import Job
 from routelab.comparison.frontier import frontier_of
 from routelab.comparison.grid import Row, described
 from routelab.comparison.inference_latency import inference
-from routelab.comparison.learning_rate_selection import best_rates, choose_rates
 from routelab.comparison.interim_looks import EarlierLooks, earlier_looks, withdrawal_text
+from routelab.comparison.learning_rate_selection import best_rates, choose_rates
 from routelab.comparison.metric_tables import MetricTables, contrasts_against
 from routelab.comparison.pairwise import judged_pairs, pair_contrasts, pair_name
 from routelab.comparison.prepared_comparison import Plan, Watch, plan
@@ -25,16 +25,22 @@ from routelab.comparison.results import cells_of
 from routelab.comparison.statistics.contrast import Contrast
 from routelab.comparison.statistics.hypothesis_tests import seeds_to_decide, test_contrasts
 from routelab.comparison.summary import summarise
+from routelab.comparison.units_export import write_units_file
 from routelab.config.resolve import Resolved, flatten, resolve
 from routelab.core.errors import StorageError
 from routelab.records.json_io import read_json, write_json
 from routelab.records.provenance import provenance
 from routelab.records.run_cache import unit_table_of
+from routelab.records.unit_file import UNITS
 from routelab.report.comparison_report import write_report
 from routelab.tracking.mlflow_tracker import Tracker
 
-FILES = ("results.csv", "domains.csv", "endpoints.csv", "curves.csv", "summary.json", "report.html", "figures")
+FILES = ("results.csv", "domains.csv", "endpoints.csv", "curves.csv", "units.parquet", "summary.json", "report.html", "figures")
 """What a comparison leaves in its folder, and in its MLflow run."""
+
+MAX_ARTIFACT_BYTES = 50_000_000
+"""Size of a file that still goes to MLflow. A larger units.parquet stays in the folder: its upload could take longer than the
+comparison, and every figure that is computed from it is in summary.json."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +96,8 @@ def carry_out(
         if isinstance(error, StorageError):
             raise work.kept(error) from None
         raise
-    tracker.log_artifacts(parent, [path for name in FILES if (path := resolved.output / name).exists()])
+    paths = [path for name in FILES if (path := resolved.output / name).exists()]
+    tracker.log_artifacts(parent, [path for path in paths if path.is_dir() or path.stat().st_size <= MAX_ARTIFACT_BYTES])
     bad = any(record["status"] != "ok" for record in ordered)
     tracker.finish(parent, "FAILED" if bad else "FINISHED")
     problems = [f"{record['arm']} seed {record['seed']}: {text}" for record in ordered for text in record.get("problems", ())]
@@ -119,9 +126,7 @@ def _summary(
         options=config.statistics, sequential=is_sequential, first_look=first_look, tables=tables,
         frontier=frontier_of(ordered, ready.rows, ready.reference, tables, config.statistics.uncertainty),
     ) | {"tuned": choose_rates(records), "rows": described(ready.rows), "cells": cells_of(ordered)}  # fmt: skip
-    summary["pairs"] = judged_pairs(
-        ready.pairs, main, summary["metric"], config.statistics, is_sequential, tables, first_look
-    )
+    summary["pairs"] = judged_pairs(ready.pairs, main, summary["metric"], config.statistics, is_sequential, tables, first_look)
     summary["looks"] = earlier.with_seeds(seeds)
     summary["withdrawn"] = earlier.withdrawn if is_sequential else None
     summary["withdrawal"] = withdrawal_text(summary["withdrawn"], seeds)
@@ -176,6 +181,7 @@ def _write(output: Path, summary: dict[str, Any], records: list[dict[str, Any]],
     write_domains(output / "domains.csv", mine)
     write_endpoints(output / "endpoints.csv", records, rows)
     write_curves(output / "curves.csv", records)
+    write_units_file(output / UNITS, records, output)
     write_json(output / "summary.json", summary)
     write_report(output / "report.html", summary, records)
 

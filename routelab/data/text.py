@@ -5,7 +5,7 @@ Axes: N windows, S bytes of a window.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -46,6 +46,51 @@ class Document:
 
 
 @dataclass(frozen=True)
+class Stream:
+    """Documents one after another, with the unit that each belongs to.
+
+    text: the bytes. ends (P,): the positions after each document's separator, rising. unit (P,): the number of each document's
+    unit, from 0 within the stream; near duplicates of each other are one unit, as they say the same thing twice.
+    """
+
+    text: bytes
+    ends: NDArray[np.int64]
+    unit: NDArray[np.int32]
+
+    @classmethod
+    def join(cls, documents: Iterable[tuple[str | bytes, bytes]]) -> Stream:
+        """Return documents one after another, each followed by the separator.
+
+        Args:
+            documents: pairs of the name of a document's unit, and its bytes.
+        """
+        numbers: dict[str | bytes, int] = {}
+        contents, unit = [], []
+        for name, content in documents:
+            contents.append(content + SEPARATOR)
+            unit.append(numbers.setdefault(name, len(numbers)))
+        ends = np.cumsum([len(content) for content in contents], dtype=np.int64)
+        return cls(b"".join(contents), ends, np.array(unit, np.int32))
+
+    def __len__(self) -> int:
+        return len(self.text)
+
+    def cut(self, length: int) -> Stream:
+        """Return the first `length` bytes."""
+        count = int(np.searchsorted(self.ends, length)) + 1
+        return Stream(self.text[:length], np.minimum(self.ends[:count], length), self.unit[:count])
+
+    def unit_of_bytes(self) -> NDArray[np.int32]:
+        """Return the number of the unit that every byte belongs to; a separator belongs to the document that it ends."""
+        return np.repeat(self.unit, np.diff(self.ends, prepend=0))
+
+    @property
+    def has_groups(self) -> bool:
+        """Whether some unit has several documents."""
+        return len(np.unique(self.unit)) < len(self.unit)
+
+
+@dataclass(frozen=True)
 class Splits:
     """What is trained on, validated on and tested on; no item is in two of them."""
 
@@ -80,8 +125,9 @@ def hold_out(documents: Sequence[Document], validation: float, test: float, salt
     return Splits(found["train"], found["validation"], found["test"])
 
 
-def stream(documents: Sequence[Document], limit: float | None, salt: str) -> bytes:
-    """Documents one after another in an order drawn from their names, each followed by the separator, until `limit` bytes.
+def stream(documents: Sequence[Document], limit: float | None, salt: str) -> Stream:
+    """Documents one after another in an order drawn from their names, each followed by the separator, until `limit` bytes. A
+    group is a unit.
 
     With a limit, a document gives at most an excerpt of `EXCERPT` bytes, from a place drawn from its name, so that many
     documents take part; the excerpts grow if they would not reach the limit.
@@ -91,7 +137,8 @@ def stream(documents: Sequence[Document], limit: float | None, salt: str) -> byt
         largest = max((document.size for document in documents), default=0)
         while sum(min(document.size, excerpt) for document in documents) < limit and excerpt < largest:
             excerpt *= 2
-    parts, length = [], 0
+    parts: list[tuple[str, bytes]] = []
+    length = 0
     for document in sorted(documents, key=lambda document: key(salt, "order", document.name)):
         if limit is not None and length >= limit:
             break
@@ -101,9 +148,9 @@ def stream(documents: Sequence[Document], limit: float | None, salt: str) -> byt
             # From the start of a line, unless lines are longer than excerpts.
             start = content.find(b"\n", start, start + excerpt // 2) + 1 or start
             content = content[start : start + excerpt]
-        parts.append(content + SEPARATOR)
-        length += len(parts[-1])
-    return b"".join(parts)
+        parts.append((document.group, content))
+        length += len(content) + len(SEPARATOR)
+    return Stream.join(parts)
 
 
 def windows(text: bytes, window: int, most: int | None = None) -> Tensor:
@@ -117,19 +164,31 @@ def windows(text: bytes, window: int, most: int | None = None) -> Tensor:
     return flat.unfold(0, window + 1, window).contiguous()
 
 
-def batch_of(parts: Sequence[Tensor]) -> Batch:
-    """One batch from the windows of each domain, (N, S + 1), taken in turn so that any stretch of it holds all domains."""
+def target_units(stream: Stream, window: int, number: int) -> Tensor:
+    """Return the unit of every target of the first `number` windows of a stream: (N, S) int32."""
+    unit = stream.unit_of_bytes()[1 : number * window + 1]
+    return torch.from_numpy(unit).view(number, window)
+
+
+def batch_of(parts: Sequence[Tensor], units: Sequence[Tensor] | None = None) -> Batch:
+    """One batch from the windows of each domain, (N, S + 1), taken in turn so that any stretch of it holds all domains.
+
+    units: the unit of every target, (N, S) for each domain, or None.
+    """
     domain = torch.cat([torch.full((len(part),), number) for number, part in enumerate(parts)])
     place = torch.cat([(torch.arange(len(part)) + 0.5) / max(1, len(part)) for part in parts])
     order = torch.argsort(place, stable=True)
     rows = torch.cat(list(parts))[order]
-    return Batch(rows[:, :-1].contiguous(), rows[:, 1:].contiguous(), domain=domain[order])
+    unit = None if units is None else torch.cat(list(units))[order]
+    return Batch(rows[:, :-1].contiguous(), rows[:, 1:].contiguous(), domain=domain[order], unit=unit)
 
 
 def text_data(
-    name: str, streams: Mapping[str, tuple[bytes, bytes, bytes]], window: int, source: str, *, balanced: bool = False
+    name: str, streams: Mapping[str, tuple[Stream, Stream, Stream]], window: int, source: str, *, balanced: bool = False
 ) -> DataSet:
     """A language-modelling data set from (train, validation, test) streams per domain.
+
+    Every target of the test split keeps the number of its unit, through windows and packing. No unit is in two domains.
 
     balanced: every domain gives as many windows to a split as the smallest does. ValueError if a split has no window.
     """
@@ -137,20 +196,31 @@ def text_data(
         raise ValueError(f"window is {window}; it must be at least 2 bytes")
     batches = []
     for place, split in enumerate(("train", "validation", "test")):
-        parts = [windows(texts[place], window) for texts in streams.values()]
+        parts = [windows(texts[place].text, window) for texts in streams.values()]
         if balanced:
             least = min(len(part) for part in parts)
             parts = [part[:least] for part in parts]
         if not sum(len(part) for part in parts):
             sizes = ", ".join(f"{domain} {len(texts[place])}" for domain, texts in streams.items())
             raise ValueError(f"window={window} is longer than the {split} split of a domain (bytes: {sizes})")
-        batches.append(batch_of(parts))
+        tests = [texts[place] for texts in streams.values()]
+        batches.append(batch_of(parts, _units_of(tests, parts, window) if split == "test" else None))
     train, validation, test = batches
     counts = torch.bincount(train.inputs.flatten().long(), minlength=256)
-    task = Task(name, "language", InputSpec("text", (window,), vocab_size=256), 256, counts)
+    unit = "document group" if any(texts[2].has_groups for texts in streams.values()) else "document"
+    task = Task(name, "language", InputSpec("text", (window,), vocab_size=256), 256, counts, unit=unit)
     return DataSet(
         task, train, validation, test, source, domain_names=tuple(streams), yardsticks=partial(text_yardsticks, train, test)
     )
+
+
+def _units_of(streams: Sequence[Stream], parts: Sequence[Tensor], window: int) -> list[Tensor]:
+    """Return the unit of every target of each domain's windows, numbered across domains."""
+    first, units = 0, []
+    for text, part in zip(streams, parts, strict=True):
+        units.append(target_units(text, window, len(part)) + first)
+        first += int(text.unit.max(initial=-1)) + 1
+    return units
 
 
 def documents(data: DataSet) -> NDArray[np.int64] | None:

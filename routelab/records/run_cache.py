@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,10 @@ from routelab.config.run_spec import RunSpec, runs_on
 from routelab.core.code_digest import CodeIndex, package_locator, read_module
 from routelab.core.registry import Registry
 from routelab.data.base import DATA
+from routelab.data.unit_table import UnitTable
 from routelab.experts.feed_forward import KINDS
 from routelab.records.json_io import read_json
+from routelab.records.unit_file import UNITS, is_readable, read_units
 from routelab.routers.router_registry import ROUTERS
 
 ENTRY_MODULE = "routelab.training.run"
@@ -112,8 +114,27 @@ def cell_folder(output: Path, key: str) -> Path:
 
 
 def finished(output: Path, key: str) -> dict[str, Any] | None:
-    """The record of a cell that has succeeded, or None (failed cells are tried again, damaged ones trained again)."""
+    """The record of a cell that has succeeded, or None (failed cells are tried again, damaged ones trained again).
+
+    A cell whose record names test units is damaged without their file, too.
+    """
     record = read_json(cell_folder(output, key) / "record.json")
     if record is None or record.get("status") != "ok" or not record.get("test"):
         return None
+    if record.get("units") and not is_readable(cell_folder(output, key) / UNITS):
+        return None
     return record
+
+
+def unit_table_of(output: Path, record: Mapping[str, Any]) -> UnitTable | None:
+    """Read the test units of a comparison's run.
+
+    Args:
+        output: the folder of the comparison.
+        record: the run's record, with its address.
+
+    Returns:
+        The table; None if the run has none, or if its file is missing or damaged.
+    """
+    key = (record.get("provenance") or {}).get("cell")
+    return read_units(cell_folder(output, str(key)) / UNITS) if key and record.get("units") else None

@@ -25,6 +25,7 @@ from routelab.core.flops import Flops
 from routelab.core.seeds import key
 from routelab.data.base import DataSet, Order
 from routelab.data.task import Batch
+from routelab.data.unit_table import UnitIndex, UnitSums
 from routelab.training.checkpoint import Checkpoint
 from routelab.training.engines.data_parallel import Books, average_gradients, rank, shared
 from routelab.training.ledger import Ledger
@@ -117,6 +118,7 @@ class TrainingModule(pl.LightningModule):
         self.test: dict[str, float] = {}
         self.telemetry: dict[str, float] = {}
         self.quality: dict[str, dict[str, Any]] = {}
+        self.unit_sums: UnitSums | None = None
         self.figures: dict[str, Any] = {}
         self.whole_run = Tally()
         self.measured_forward: float | None = None
@@ -359,12 +361,15 @@ class TrainingModule(pl.LightningModule):
 
     def on_test_epoch_start(self) -> None:
         self._begin_evaluation()
+        self.begin_units()
 
     def test_step(self, bounds: tuple[int, int], index: int) -> None:
         self._evaluate(self.data.test, bounds, closely=True)
 
     def on_test_epoch_end(self) -> None:
         self._end_evaluation()
+        if self.unit_sums is not None and self.processes > 1:
+            self.unit_sums.sums = shared(self.unit_sums.sums, self.device)
         self.test = self.data.task.summary(self._sums)
         self.quality = close_look(self.data.task, self._sums, self.data.domain_names)
         self.measured_forward = float(self.ledger.evaluation - self._before) / len(self.data.test)
@@ -372,6 +377,13 @@ class TrainingModule(pl.LightningModule):
         self.figures, cost = self.arm.figures(self.data.train)
         if cost is not None:
             self.ledger.add_evaluation(cost)
+
+    def begin_units(self) -> UnitSums:
+        """Begin to add up what the test split's predictions give by unit, and return the empty sums."""
+        data = self.data
+        index = UnitIndex.from_split(data.test, data.task, data.domain_names)
+        self.unit_sums = UnitSums(data.task, index, data.test.targets.device)
+        return self.unit_sums
 
     def _begin_evaluation(self) -> None:
         self._tally, self._sums, self._before = Tally(), {}, self.ledger.evaluation  # type: ignore[var-annotated]
@@ -401,6 +413,8 @@ class TrainingModule(pl.LightningModule):
         sums = self.data.task.statistics(prediction.outputs, batch.targets)
         if closely:
             sums |= close_sums(self.data.task, prediction, batch)
+            if self.unit_sums is not None:
+                self.unit_sums.add(prediction.outputs, batch.targets, start)
         for name, value in sums.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
         if prediction.routings:

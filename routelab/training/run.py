@@ -25,8 +25,10 @@ from routelab.core.errors import PluginError, UsageError
 from routelab.core.plugins import load_plugin
 from routelab.core.process_group import inside, launch
 from routelab.data.base import DataSet, load
+from routelab.data.unit_table import UnitTable
 from routelab.experts.kernels.glibc_allocator import keep_freed_memory
 from routelab.records.provenance import provenance
+from routelab.records.unit_file import UNITS, write_units
 from routelab.training.checkpoint import Checkpoint
 from routelab.training.engines.data_parallel import Replicas
 from routelab.training.lightning_module import Endless, NotFiniteError, Slices, StoppedError, TrainingModule
@@ -36,10 +38,14 @@ from routelab.training.observer import CallbackObserver, Observer
 
 @dataclass(frozen=True)
 class Run:
-    """What `train` returns: the record, and the trained arm (None if it failed, or trained in processes of its own)."""
+    """What `train` returns: the record, the trained arm, and the sums by test unit.
+
+    arm and units are None if the run failed, or trained in processes of its own; units also if it was not tested.
+    """
 
     record: dict[str, Any]
     arm: Arm | None
+    units: UnitTable | None = None
 
 
 def execute(
@@ -56,7 +62,8 @@ def execute(
 
     test: False leaves the test split unread, for runs that only choose settings; the record's `test` is then empty.
 
-    folder: where the trained weights are left as `weights.ckpt`, loadable with `torch.load(weights_only=True)`.
+    folder: where the trained weights are left as `weights.ckpt`, loadable with `torch.load(weights_only=True)`, and the sums by
+    test unit as `units.parquet`.
     key: the run's address. With a folder and a key, the state of the run is written there every
     `trainer.checkpoint_seconds`, and a run that finds its own state goes on from it, to the same bits on a CPU.
 
@@ -95,7 +102,7 @@ def execute(
     )
     try:
         if arm.fit_outside_loop:
-            _outside(arm, data, module)
+            _outside(arm, data, module, test)
         else:
             _inside(arm, data, module, spec, folder, test)
         for name, found in (("validation", module.validation), ("test", module.test)):
@@ -118,11 +125,16 @@ def execute(
         # A plugin's mistake must not take the other arms of a comparison with it.
         record["error"] = blame(spec.arm, error, f"at step {module.step}")
         record["traceback"] = traceback.format_exc()
+    unit_sums = module.unit_sums if record["status"] == "ok" else None
+    units = None if unit_sums is None else unit_sums.table()
+    if units is not None and folder is not None and module.rank == 0:
+        write_units(folder / UNITS, units)
     whole = module.whole_run.summary()
     record |= {
         "steps": module.step,
         "validation": module.validation,
         "test": module.test,
+        "units": None if unit_sums is None else dict(unit_sums.summary()),
         **module.quality,
         "figures": module.figures,
         **{f"flops_{name}": None if arm.fit_outside_loop else float(spent) for name, spent in vars(module.ledger).items()},
@@ -143,7 +155,7 @@ def execute(
         "shared_steps": module.shared_steps,
         "problems": [checkpoint.problem] if checkpoint is not None and checkpoint.problem else [],
     }
-    return Run(record, arm if record["status"] == "ok" else None)
+    return Run(record, arm if record["status"] == "ok" else None, units)
 
 
 def _what_it_is(arm: Arm) -> dict[str, Any]:
@@ -215,7 +227,7 @@ def _inside(arm: Arm, data: DataSet, module: TrainingModule, spec: RunSpec, fold
         trainer.save_checkpoint(folder / WEIGHTS, weights_only=True)
 
 
-def _outside(arm: Arm, data: DataSet, module: TrainingModule) -> None:
+def _outside(arm: Arm, data: DataSet, module: TrainingModule, test: bool) -> None:
     started = time.perf_counter()
     arm.fit(data.train, data.validation)
     module._seconds = time.perf_counter() - started
@@ -223,6 +235,9 @@ def _outside(arm: Arm, data: DataSet, module: TrainingModule) -> None:
         prediction = predicted(arm, split)
         setattr(module, name, data.task.summary(data.task.statistics(prediction.outputs, split.targets)))
         module.quality = close_look(data.task, close_sums(data.task, prediction, split), data.domain_names)
+    if test:
+        # The last prediction is that of the test split.
+        module.begin_units().add(prediction.outputs, data.test.targets, 0)
     module.figures, _ = arm.figures(data.train)
 
 

@@ -75,7 +75,7 @@ def test_splits_do_not_depend_on_the_order_of_documents():
     one, other = (hold_out(given, 0.1, 0.2, "s") for given in (documents, documents[::-1]))
     for a, b in ((one.train, other.train), (one.validation, other.validation), (one.test, other.test)):
         assert {d.name for d in a} == {d.name for d in b}
-        assert stream(a, 5000, "s") == stream(b, 5000, "s")
+        assert stream(a, 5000, "s").text == stream(b, 5000, "s").text
     assert {d.name for d in hold_out(documents, 0.1, 0.2, "t").test} != {d.name for d in one.test}
 
 
@@ -87,7 +87,7 @@ def test_a_group_larger_than_a_split_goes_to_training():
 
 def test_a_limited_stream_takes_excerpts_of_many_documents():
     documents = [Document.of(f"d{n}", f"g{n}", f"<{n}>\n" + f"line {n}\n" * 20_000) for n in range(6)]
-    found = stream(documents, 3 * EXCERPT, "s")
+    found = stream(documents, 3 * EXCERPT, "s").text
     assert found.count(SEPARATOR) == 3
     assert all(part.startswith((b"line", b"<")) for part in found.split(SEPARATOR)[:-1])
     assert max(map(len, found.split(SEPARATOR))) <= EXCERPT
@@ -98,7 +98,7 @@ def test_a_limited_stream_takes_excerpts_of_many_documents():
 
 def test_the_separator_is_in_no_document():
     odd = Document.of("d", "g", "a\0b\r\nc")
-    assert stream([odd], None, "s") == b"ab\nc\0"
+    assert stream([odd], None, "s").text == b"ab\nc\0"
 
 
 # --- the data set ---

@@ -129,9 +129,7 @@ def leverage(
     n = dense.loss.shape[1]
     shapes = [dense.cost.shape, dense.loss.shape, arm.cost.shape, arm.loss.shape]
     if not (shapes[0] == shapes[1] and shapes[2] == shapes[3] and arm.loss.shape[1] == n):
-        raise ValueError(
-            f"costs and losses must be (rungs, seeds) with the same seeds, not {', '.join(map(str, shapes))}"
-        )
+        raise ValueError(f"costs and losses must be (rungs, seeds) with the same seeds, not {', '.join(map(str, shapes))}")
     everything = np.ones(n, bool)
     sides = _means(dense.cost, dense.loss, everything), _means(arm.cost, arm.loss, everything)
     shared = common_range(*sides)
@@ -198,9 +196,7 @@ def _jackknife_variance(without: Sequence[Floats], estimate: Floats) -> Floats:
     return (len(values) - 1) / len(values) * np.square(values - values.mean(0)).sum(0)
 
 
-def _intervals(
-    estimate: Floats, parts: Sequence[tuple[Floats, int]], n: int, confidence: float
-) -> list[Interval]:
+def _intervals(estimate: Floats, parts: Sequence[tuple[Floats, int]], n: int, confidence: float) -> list[Interval]:
     """Return exp of the t-interval of each entry of an estimate.
 
     Args:

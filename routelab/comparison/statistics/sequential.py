@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-
 from scipy import stats
 
 from routelab.comparison.statistics.contrast import Contrast

@@ -153,7 +153,9 @@ def estimate_two_way(table_SU: Floats) -> Estimate:
     ms_seed = m * float(np.square(mean_S - mean).sum()) / (n - 1)
     ms_unit = n * float(np.square(mean_U - mean).sum()) / (m - 1)
     # Row by row, so that the residuals of a large table need no memory of its size.
-    squares = sum(float(np.square(row_U - mean_U - (mean_s - mean)).sum()) for row_U, mean_s in zip(table_SU, mean_S, strict=True))
+    squares = sum(
+        float(np.square(row_U - mean_U - (mean_s - mean)).sum()) for row_U, mean_s in zip(table_SU, mean_S, strict=True)
+    )
     ms_error = squares / ((n - 1) * (m - 1))
     total, larger = ms_seed + ms_unit - ms_error, max(ms_seed, ms_unit)
     if larger == 0.0:

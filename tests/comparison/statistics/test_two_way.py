@@ -138,7 +138,9 @@ def test_the_pigeonhole_bootstrap_agrees(seeds, seed_sd, unit_sd, error_sd):
     random, ratios = np.random.default_rng(seeds), []
     for draw in range(40):
         table = (
-            seed_sd * random.normal(size=(seeds, 1)) + unit_sd * random.normal(size=(1, 60)) + error_sd * random.normal(size=(seeds, 60))
+            seed_sd * random.normal(size=(seeds, 1))
+            + unit_sd * random.normal(size=(1, 60))
+            + error_sd * random.normal(size=(seeds, 60))
         )
         corrected = pigeonhole_standard_error(table, 400, draw) * math.sqrt(seeds / (seeds - 1))
         ratios.append(corrected / estimate_two_way(table).standard_error)

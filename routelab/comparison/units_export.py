@@ -1,0 +1,58 @@
+"""units.parquet of a comparison: the sums by test unit of all its runs, in one table."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from routelab.core.errors import StorageError
+from routelab.records.run_cache import unit_table_of
+from routelab.records.unit_file import arrow_table, encodings
+
+
+def write_units_file(path: Path, records: Sequence[Mapping[str, Any]], output: Path) -> None:
+    """Write a row for every arm, seed, test unit and domain: arm, seed, unit, domain, then the sums.
+
+    Runs are copied one by one, so that memory holds one of them. A run without a table, such as a failed one, has no rows.
+    Without any table there is no file.
+
+    Args:
+        path: the file, written completely or not at all.
+        records: the records of the comparison's runs; `arm` is the label of the arm at its size and budget.
+        output: the folder of the comparison, beside which the runs lie.
+
+    Raises:
+        StorageError: if the file cannot be written.
+    """
+    from pyarrow import parquet
+
+    neighbour = path.with_name(f".{path.name}.{os.getpid()}")
+    writer: Any = None
+    try:
+        path.unlink(missing_ok=True)
+        for table in _tables(records, output):
+            if writer is None:
+                writer = parquet.ParquetWriter(neighbour, table.schema, **encodings(table.column_names, ("arm", "domain")))
+            writer.write_table(table.select(writer.schema.names))
+        if writer is not None:
+            writer.close()
+            neighbour.replace(path)
+    except OSError as error:
+        neighbour.unlink(missing_ok=True)
+        raise StorageError(f"cannot write {str(path)!r}: {error.strerror or error}") from None
+
+
+def _tables(records: Sequence[Mapping[str, Any]], output: Path) -> Iterator[Any]:
+    """Yield the rows of one run after another."""
+    import pyarrow as pa
+
+    for record in records:
+        units = unit_table_of(output, record)
+        if units is None:
+            continue
+        table = arrow_table(units)
+        arm = pa.DictionaryArray.from_arrays(pa.array([0] * len(units), pa.int32()), pa.array([record["arm"]], pa.string()))
+        seed = pa.array([record["seed"]] * len(units), pa.int64())
+        yield table.add_column(0, "seed", seed).add_column(0, "arm", arm)

@@ -1,0 +1,154 @@
+"""Sums of every metric by unit of the test split: numerators and denominators, from which any mean and its error follow.
+
+Axes: N examples, S positions, B examples of a batch, T = B or B x S positions of a batch, U units, R rows, C columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from routelab.data.task import Batch, Task
+
+MAX_UNITS = 1_000_000
+"""Rows of a table of at most `MAX_COLUMNS` sums; beyond, units are pooled."""
+
+MAX_COLUMNS = 6
+"""Sums that `MAX_UNITS` rows may have. A task with more of them has fewer rows, so that a table takes at most 48 MB."""
+
+
+@dataclass(frozen=True)
+class UnitTable:
+    """Sums by unit and domain, a row for every pair that occurs, sorted by unit and then by the domain's number.
+
+    unit (R,): the unit's number, or that of a pool of units. domain (R,): names, or None without domains. sums: a column (R,)
+    for each of `Task.unit_columns`.
+    """
+
+    unit: NDArray[np.int64]
+    domain: NDArray[np.str_] | None
+    sums: dict[str, NDArray[np.float64]]
+
+    def __len__(self) -> int:
+        return len(self.unit)
+
+
+@dataclass(frozen=True)
+class UnitIndex:
+    """Row of a unit table for every example or position of a split.
+
+    row: (N,), or (N, S) where positions have units of their own; int32. unit (R,), domain (R,) names or None: those of the rows.
+    number: how many units there are, after pooling. pooled: whether units are pooled.
+    """
+
+    row: Tensor
+    unit: NDArray[np.int64]
+    domain: NDArray[np.str_] | None
+    number: int
+    pooled: bool
+
+    @classmethod
+    def from_split(cls, split: Batch, task: Task, domain_names: Sequence[str] = ()) -> UnitIndex:
+        """Number the rows of a split.
+
+        If there are more pairs of a unit and a domain than rows are allowed, units are pooled: a fixed random permutation deals
+        them out to groups of nearly equal numbers of units. Totals stay as they are, and so does the expected value of the
+        estimated variance of a mean, as the groups of independent units are independent.
+
+        Args:
+            split: the examples; without `unit`, each of them is a unit.
+            task: names the columns, of which many leave fewer rows.
+            domain_names: the names of the numbers in `split.domain`.
+
+        Returns:
+            The index, on the CPU.
+        """
+        unit = np.arange(len(split)) if split.unit is None else split.unit.cpu().numpy()
+        domains = len(domain_names) if split.domain is not None else 0
+        domain = split.domain.cpu().numpy() if split.domain is not None and domains else None
+        row, units, numbers = _pairs(unit, domain, max(1, domains))
+        limit = min(MAX_UNITS, MAX_UNITS * MAX_COLUMNS // len(task.unit_columns))
+        pooled = len(units) > limit
+        if pooled:
+            # Every group may occur in every domain.
+            group_row = _groups(units, max(1, limit // max(1, len(np.unique(numbers)))))
+            of_row, units, numbers = _pairs(group_row, numbers, max(1, domains))
+            row = of_row[row]
+        names = None if domain is None else np.array(domain_names, np.str_)[numbers]
+        return cls(torch.from_numpy(row.astype(np.int32)), units, names, len(np.unique(units)), pooled)
+
+
+class UnitSums:
+    """Accumulator of `Task.unit_sums` by row, on one device, in float64."""
+
+    def __init__(self, task: Task, index: UnitIndex, device: torch.device | str = "cpu") -> None:
+        self.task, self.index = task, index
+        self.row = index.row.to(device)
+        self.sums = {
+            name: torch.zeros(len(index.unit), dtype=torch.float64, device=device) for name in sorted(task.unit_columns)
+        }
+
+    def add(self, outputs: Tensor, targets: Tensor, start: int) -> None:
+        """Add the examples from `start` on.
+
+        Args:
+            outputs: (B, ...) the predictions.
+            targets: (B, ...) the targets.
+            start: the position of the first example in the split.
+        """
+        row = self.row[start : start + len(targets)]
+        values = self.task.unit_sums(outputs, targets)
+        positions = len(values["count"]) // max(1, len(targets))
+        row_T = row.flatten() if row.ndim > 1 else row.repeat_interleave(positions)
+        for name, value in values.items():
+            self.sums[name].index_add_(0, row_T, value)
+
+    def table(self) -> UnitTable:
+        """Return the sums as a table."""
+        sums = {name: self.sums[name].cpu().numpy() for name in self.task.unit_columns}
+        return UnitTable(self.index.unit, self.index.domain, sums)
+
+    def summary(self) -> Mapping[str, object]:
+        """Return what a run's record says of its units: the noun, their number, and whether they are pooled."""
+        return {"unit": self.task.unit, "number": self.index.number, "pooled": self.index.pooled}
+
+
+def _pairs(
+    unit: NDArray[np.integer], domain: NDArray[np.integer] | None, domains: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Number the pairs of a unit and a domain that occur, sorted by unit.
+
+    Args:
+        unit: (N,) or (N, S).
+        domain: (N,), or None for one domain.
+        domains: how many numbers a domain may have.
+
+    Returns:
+        The row of every entry of `unit`, in its shape; the unit (R,) and the domain (R,) of every row.
+    """
+    pair = unit.astype(np.int64) * domains
+    if domain is not None:
+        pair += domain.reshape(len(domain), *(1,) * (unit.ndim - 1))
+    size = int(pair.max()) + 1
+    if size <= 4 * pair.size + 65_536:
+        # A table of what occurs takes less time and memory than sorting every position.
+        occurs = np.zeros(size, bool)
+        occurs[pair] = True
+        rows = np.flatnonzero(occurs)
+        row = (np.cumsum(occurs) - 1)[pair]
+    else:
+        rows, row = np.unique(pair, return_inverse=True)
+        row = row.reshape(pair.shape)
+    return row, rows // domains, rows % domains
+
+
+def _groups(unit: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """Return the group, from 0 to `count` - 1, of the unit of every row; always the same for the same units."""
+    distinct, position = np.unique(unit, return_inverse=True)
+    order = np.random.default_rng(0).permutation(len(distinct))
+    return (order * min(count, len(distinct)) // len(distinct))[position]

@@ -1,0 +1,89 @@
+"""Parquet files of test units: one for every run, in its folder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from routelab.data.unit_table import UnitTable
+
+UNITS = "units.parquet"
+"""Name of the file in the folder of a run."""
+
+KEYS = ("unit", "domain")
+"""Columns that name a row; all others are sums."""
+
+
+def arrow_table(table: UnitTable) -> Any:
+    """Return a table of units as a pyarrow table: unit (int64), domain (dictionary of strings, or null), then the sums
+    (float64)."""
+    import pyarrow as pa
+
+    domain = (
+        pa.array([None] * len(table), pa.string()) if table.domain is None else pa.array(table.domain.tolist(), pa.string())
+    )
+    columns = {"unit": pa.array(table.unit), "domain": domain.dictionary_encode()}
+    return pa.table(columns | {name: pa.array(values) for name, values in table.sums.items()})
+
+
+def encodings(columns: list[str], strings: tuple[str, ...] = ("domain",)) -> dict[str, Any]:
+    """Return the options of a Parquet writer for these columns.
+
+    Bytes of equal significance stand together, so that zstd removes those that do not vary: single-precision losses of
+    examples take 4 bytes each, and whole numbers fewer, at full precision.
+    """
+    sums = [name for name in columns if name not in ("arm", "seed", *KEYS)]
+    return {
+        "compression": "zstd",
+        "use_dictionary": list(strings),
+        "column_encoding": {"unit": "DELTA_BINARY_PACKED"} | dict.fromkeys(sums, "BYTE_STREAM_SPLIT"),
+    }
+
+
+def write_units(path: Path, table: UnitTable) -> None:
+    """Write a table, completely or not at all.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    # Written to memory first: errors of the disk are then Python's own, with their numbers.
+    content, columns = pa.BufferOutputStream(), arrow_table(table)
+    parquet.write_table(columns, content, **encodings(columns.column_names))
+    neighbour = path.with_name(f".{path.name}.{os.getpid()}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        neighbour.write_bytes(content.getvalue())
+        neighbour.replace(path)
+    except OSError:
+        neighbour.unlink(missing_ok=True)
+        raise
+
+
+def read_units(path: Path) -> UnitTable | None:
+    """Read a table; None if the file is missing or damaged."""
+    from pyarrow import lib, parquet
+
+    try:
+        columns = parquet.read_table(path)
+        sums = {name: np.asarray(columns[name], np.float64) for name in columns.column_names if name not in KEYS}
+        unit, domain = np.asarray(columns["unit"], np.int64), columns["domain"]
+    except (OSError, KeyError, lib.ArrowException):
+        return None
+    names = None if domain.null_count == len(columns) else np.array(domain.to_pylist(), np.str_)
+    return UnitTable(unit, names, sums)
+
+
+def is_readable(path: Path) -> bool:
+    """Whether the file exists and its footer, which is written last, can be read."""
+    from pyarrow import lib, parquet
+
+    try:
+        return bool(parquet.read_metadata(path).num_rows)
+    except (OSError, lib.ArrowException):
+        return False

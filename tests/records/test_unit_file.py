@@ -1,0 +1,139 @@
+"""Files of test units: read as written, small, and a damaged one is a missing one."""
+
+import numpy as np
+import pytest
+import torch
+
+from routelab.comparison.units_export import write_units_file
+from routelab.core.errors import StorageError
+from routelab.data.task import Batch, InputSpec, Task
+from routelab.data.unit_table import MAX_UNITS, UnitIndex, UnitSums, UnitTable
+from routelab.records.json_io import write_json
+from routelab.records.run_cache import cell_folder, finished, unit_table_of
+from routelab.records.unit_file import UNITS, is_readable, read_units, write_units
+
+MEGABYTE_LIMIT = 50e6
+
+
+def table(rows=5, domain=True, seed=0):
+    draw = np.random.default_rng(seed)
+    names = np.array(["law", "medicine"])[np.arange(rows) % 2] if domain else None
+    sums = {"count": draw.integers(1, 9, rows).astype(float), "loss": draw.lognormal(size=rows)}
+    return UnitTable(np.arange(rows) * 3, names, sums)
+
+
+def assert_same(one, other):
+    assert one.unit.tolist() == other.unit.tolist()
+    assert (one.domain is None) == (other.domain is None)
+    assert one.domain is None or one.domain.tolist() == other.domain.tolist()
+    assert list(one.sums) == list(other.sums)
+    for name, values in one.sums.items():
+        assert other.sums[name].tobytes() == values.tobytes()
+
+
+@pytest.mark.parametrize("domain", [True, False])
+def test_read_as_written(tmp_path, domain):
+    write_units(tmp_path / "new" / UNITS, table(domain=domain))
+    found = read_units(tmp_path / "new" / UNITS)
+    assert_same(found, table(domain=domain))
+    assert found.unit.dtype == np.int64
+    assert [path.name for path in (tmp_path / "new").iterdir()] == [UNITS]
+
+
+def test_a_missing_or_damaged_file_is_none(tmp_path):
+    path = tmp_path / UNITS
+    assert read_units(path) is None
+    assert not is_readable(path)
+    write_units(path, table())
+    assert is_readable(path)
+    whole = path.read_bytes()
+    for content in (whole[:-20], b"", b"no Parquet", whole[:40] + b"\0" * 40 + whole[80:]):
+        path.write_bytes(content)
+        assert read_units(path) is None
+    path.write_bytes(whole[:-20])
+    assert not is_readable(path)
+
+
+def test_a_million_documents_take_less_than_50_mb(tmp_path):
+    draw = np.random.default_rng(0)
+    length = draw.lognormal(7, 1.5, MAX_UNITS).astype(np.int64) + 1
+    sums = {"count": length.astype(float), "loss": length * draw.lognormal(0, 0.3, MAX_UNITS), "bytes": length.astype(float)}
+    path = tmp_path / UNITS
+    write_units(path, UnitTable(np.arange(MAX_UNITS), np.array(["law", "medicine"])[np.arange(MAX_UNITS) % 2], sums))
+    size = path.stat().st_size
+    print(f"{size / 1e6:.1f} MB")
+    assert size < MEGABYTE_LIMIT
+
+
+@pytest.mark.parametrize("outputs", [1, 12])
+def test_a_million_rows_of_a_regression_take_less_than_50_mb(tmp_path, outputs):
+    """Beyond 6 sums, rows are pooled; those of a run of examples are of single precision, but pools are not."""
+    count = 1_000_000
+    task = Task("values", "regression", InputSpec("table", (1,)), outputs)
+    draw = torch.Generator().manual_seed(0)
+    target = torch.randn(count, outputs, generator=draw)
+    split = Batch(torch.zeros(count, 1), target)
+    sums = UnitSums(task, UnitIndex.from_split(split, task))
+    sums.add(torch.randn(count, outputs, generator=draw), target, 0)
+    path = tmp_path / UNITS
+    write_units(path, sums.table())
+    size = path.stat().st_size
+    print(f"{outputs} outputs: {size / 1e6:.1f} MB")
+    assert size < MEGABYTE_LIMIT
+    assert sums.summary() == {"unit": "example", "number": min(count, 6 * count // (2 + 3 * outputs)), "pooled": outputs > 1}
+
+
+# --- in the cache ---
+
+
+def record_of(output, key, has_file=True, **changes):
+    record = {"arm": "dense", "seed": 0, "status": "ok", "test": {"loss": 1.0}, "provenance": {"cell": key},
+              "units": {"unit": "example", "number": 5, "pooled": False}} | changes  # fmt: skip
+    write_json(cell_folder(output, key) / "record.json", record)
+    if has_file:
+        write_units(cell_folder(output, key) / UNITS, table(seed=int(record["seed"])))
+    return record
+
+
+def test_a_cell_without_its_units_is_trained_again(tmp_path):
+    output = tmp_path / "results" / "mine"
+    record = record_of(output, "a")
+    assert finished(output, "a") == record
+    path = cell_folder(output, "a") / UNITS
+    path.write_bytes(path.read_bytes()[:-10])
+    assert finished(output, "a") is None
+    path.unlink()
+    assert finished(output, "a") is None
+    assert unit_table_of(output, record) is None
+    without = record_of(output, "b", has_file=False, units=None)
+    assert finished(output, "b") == without
+    assert unit_table_of(output, without) is None
+
+
+def test_the_file_of_a_comparison_holds_all_runs(tmp_path):
+    from pyarrow import parquet
+
+    output = tmp_path / "results" / "mine"
+    records = [
+        record_of(output, "a"),
+        record_of(output, "b", seed=1),
+        record_of(output, "c", has_file=False, status="failed", units=None),
+        record_of(output, "d", arm="switch x2", seed=1),
+    ]
+    output.mkdir()
+    write_units_file(output / UNITS, records, output)
+    rows = parquet.read_table(output / UNITS).to_pandas()
+    assert list(rows.columns) == ["arm", "seed", "unit", "domain", "count", "loss"]
+    assert rows["arm"].tolist() == ["dense"] * 10 + ["switch x2"] * 5
+    assert rows["seed"].tolist() == [0] * 5 + [1] * 10
+    assert_same(unit_table_of(output, records[3]), table(seed=1))
+    assert rows["loss"].to_numpy()[10:].tobytes() == table(seed=1).sums["loss"].tobytes()
+    write_units_file(output / UNITS, [], output)
+    assert not (output / UNITS).exists()
+
+
+def test_a_folder_that_cannot_be_written_is_a_storage_error(tmp_path):
+    output = tmp_path / "results" / "mine"
+    record = record_of(output, "a")
+    with pytest.raises(StorageError, match="cannot write"):
+        write_units_file(output / "missing" / UNITS, [record], output)
