@@ -23,7 +23,7 @@ from routelab.comparison.prepared_comparison import Plan, Watch, plan
 from routelab.comparison.reference_scores import yardsticks_of
 from routelab.comparison.results import cells_of
 from routelab.comparison.statistics.contrast import Contrast
-from routelab.comparison.statistics.hypothesis_tests import seeds_to_decide, test_contrasts
+from routelab.comparison.statistics.hypothesis_tests import evaluate_contrasts, seeds_to_decide
 from routelab.comparison.summary import summarise
 from routelab.comparison.units_export import write_units_file
 from routelab.config.resolve import Resolved, flatten, resolve
@@ -161,7 +161,7 @@ def _more(ready: Plan, records: Sequence[Mapping[str, Any]], earlier: EarlierLoo
     trained = len({record["seed"] for record in records if record["arm"] == reference})
     labels, wanted = {reference}, []
     for contrasts, members in families:
-        for name, result in test_contrasts(contrasts, options, True, _first_look(ready, earlier)).items():
+        for name, result in evaluate_contrasts(contrasts, options, True, _first_look(ready, earlier)).items():
             if result.needs_seeds and contrasts[name].depends_on_seed:
                 labels.update(members[name])
                 wanted.append((seeds_to_decide(contrasts[name], result) or options.max_seeds) - trained)

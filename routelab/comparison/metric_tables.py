@@ -131,8 +131,8 @@ class MetricTables:
         table_SU = None
         if tables[0] is not None and tables[1] is not None and self._same_units(arm, against, seeds[0]):
             table_SU = tables[0] - tables[1]
-        fixed = [self._is_constant(label, seeds, sides[side], tables[side]) for side, label in enumerate((arm, against))]
-        return Contrast(sides[0] - sides[1], table_SU, not all(fixed), tuple(seeds), self.diverged(arm, against))
+        is_constant = _is_constant(sides[0], tables[0]) and _is_constant(sides[1], tables[1])
+        return Contrast(sides[0] - sides[1], table_SU, not is_constant, tuple(seeds), self.diverged(arm, against))
 
     def level(self, arm: str, metric: str, domain: str | None = None) -> Contrast | None:
         """Return a metric of one arm in the form of a contrast, for its own interval; None if a record does not have it."""
@@ -141,15 +141,7 @@ class MetricTables:
         if values_S is None:
             return None
         table_SU = self.table(arm, seeds, metric, domain)
-        return Contrast(
-            values_S, table_SU, not self._is_constant(arm, seeds, values_S, table_SU), tuple(seeds), self.diverged(arm)
-        )
-
-    def _is_constant(self, arm: str, seeds: Sequence[int], values_S: Floats, table_SU: Floats | None) -> bool:
-        """Return whether an arm's results are the same at every seed, of which there are at least two."""
-        if len(seeds) < 2 or np.ptp(values_S) != 0.0:
-            return False
-        return table_SU is None or not np.ptp(table_SU, axis=0).any()
+        return Contrast(values_S, table_SU, not _is_constant(values_S, table_SU), tuple(seeds), self.diverged(arm))
 
     def _same_units(self, arm: str, against: str, seed: int) -> bool:
         tables = self._table(arm, seed), self._table(against, seed)
@@ -173,12 +165,19 @@ class MetricTables:
         return row
 
 
+def _is_constant(values_S: Floats, table_SU: Floats | None) -> bool:
+    """Return whether results are the same at every seed, of which there are at least two."""
+    if len(values_S) < 2 or np.ptp(values_S) != 0.0:
+        return False
+    return table_SU is None or not np.ptp(table_SU, axis=0).any()
+
+
 def _sums(table: UnitTable, domain: str | None) -> dict[str, Floats]:
     """Return the sums by unit, (U,), of one domain or of all."""
     rows_R = np.ones(len(table.unit), bool) if domain is None else np.asarray(table.domain) == domain
     unit_R = table.unit[rows_R]
     number_R = np.unique(unit_R, return_inverse=True)[1] if len(unit_R) else unit_R
-    return {name: np.bincount(number_R, column_R[rows_R]) for name, column_R in table.sums.items()}
+    return {name: np.bincount(number_R, column_R[rows_R]).astype(np.float64) for name, column_R in table.sums.items()}
 
 
 def contrasts_against(reference: str, labels: Sequence[str], tables: MetricTables) -> dict[str, Contrast]:

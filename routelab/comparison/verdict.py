@@ -349,8 +349,8 @@ def _limits(arms: Mapping[str, Any], unit: str) -> list[str]:
 
 
 def _covers_both(arm: Mapping[str, Any]) -> bool:
-    difference = arm.get("difference")
-    return bool(difference) and arm.get("covered") == ["seeds", "examples"] and bool(difference["standard_error"])
+    difference = arm.get("difference") or {}
+    return arm.get("covered") == ["seeds", "examples"] and bool(difference.get("standard_error"))
 
 
 def explain_uncertainty(arms: Mapping[str, Any], reference: str | None, unit: str | None) -> str | None:

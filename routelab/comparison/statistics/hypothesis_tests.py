@@ -95,42 +95,44 @@ def judge(
         sequential: Whether seeds were added while verdicts were open, so that intervals must hold at all interim analyses.
         first_look: Smallest number of seeds at which an analysis was made, with sequential; None = `options.min_seeds`.
     """
-    results = test_contrasts(contrasts, options, sequential, first_look)
+    results = evaluate_contrasts(contrasts, options, sequential, first_look)
     over_seeds: dict[str, Result] = {}
     if not sequential and "examples" in options.uncertainty:
-        over_seeds = test_contrasts(contrasts, replace(options, uncertainty=["seeds"]), sequential=False)
+        over_seeds = evaluate_contrasts(contrasts, replace(options, uncertainty=["seeds"]), sequential=False)
     for label, entry in arms.items():
-        entry |= dict.fromkeys(("difference", "state", "p_sign_flip", "bca", "detectable", "withheld", "supported_margin"))
-        entry |= {"covered": [], "warnings": {}, "limited": False, "sequential": None, "over_seeds": None}
+        entry.update(dict.fromkeys(("difference", "state", "p_sign_flip", "bca", "detectable", "withheld", "supported_margin")))
+        entry.update({"covered": [], "warnings": {}, "limited": False, "sequential": None, "over_seeds": None})
         if label not in results:
             continue
         contrast, result = contrasts[label], results[label]
-        entry |= {
-            "difference": _describe(result),
-            "covered": list(result.covered),
-            "state": result.state,
-            "withheld": result.withheld,
-            "p_t": result.p,
-            "p_holm": result.p_holm,
-            "p_equivalent": result.p_equivalent,
-            "supported_margin": result.supported_margin,
-            "sequential": result.level,
-            "limited": result.limited,
-            "pair_diverged": contrast.diverged,
-            "warnings": _warnings(contrast, result),
-        }
+        entry.update(
+            {
+                "difference": _describe(result),
+                "covered": list(result.covered),
+                "state": result.state,
+                "withheld": result.withheld,
+                "p_t": result.p,
+                "p_holm": result.p_holm,
+                "p_equivalent": result.p_equivalent,
+                "supported_margin": result.supported_margin,
+                "sequential": result.level,
+                "limited": result.limited,
+                "pair_diverged": contrast.diverged,
+                "warnings": _warnings(contrast, result),
+            }
+        )
         if not sequential:
             entry["detectable"] = _detectable_difference(result.estimate)
         if not sequential and contrast.depends_on_seed:
             bca = bca_interval(contrast.values_S.tolist(), 1 - options.alpha)
-            entry |= {"p_sign_flip": sign_flip_p(contrast.values_S.tolist()), "bca": bca.as_dict() if bca else None}
+            entry.update({"p_sign_flip": sign_flip_p(contrast.values_S.tolist()), "bca": bca.as_dict() if bca else None})
         if label in over_seeds and "examples" in result.covered and contrast.depends_on_seed:
             entry["over_seeds"] = {
                 **over_seeds[label].interval.as_dict(), "p_holm": over_seeds[label].p_holm, "state": over_seeds[label].state
             }  # fmt: skip
 
 
-def test_contrasts(
+def evaluate_contrasts(
     contrasts: Mapping[str, Contrast], options: StatisticsOptions, sequential: bool, first_look: int | None = None
 ) -> dict[str, Result]:
     """Test the differences of a family of arms.
@@ -146,9 +148,6 @@ def test_contrasts(
     """
     results = _test_at_interim(contrasts, options, first_look) if sequential else _test_once(contrasts, options)
     return {label: _withhold(contrasts[label], result) for label, result in results.items()}
-
-
-test_contrasts.__test__ = False  # type: ignore[attr-defined]  # pytest would collect it by its name.
 
 
 def describe_contrast(

@@ -1,7 +1,7 @@
 """Quality per FLOP: how many FLOPs dense models need for the loss that an arm reaches. Pure functions of numbers.
 
-Axes: R rungs (sizes of a dense ladder, or budgets of an arm), N seeds, K targets, G groups of test units. Every point is the end of a run with a schedule
-of its own: points inside a decaying schedule flatter nobody fairly.
+Axes: R rungs (sizes of a dense ladder, or budgets of an arm), N seeds, K targets, G groups of test units. Every point is the end
+of a run with a schedule of its own: points inside a decaying schedule flatter nobody fairly.
 """
 
 from __future__ import annotations

@@ -43,9 +43,11 @@ def test_values_by_hand():
     }  # fmt: skip
     loss, influence = METRICS["loss"](data)
     # Mean 6 / 4; the influence of a unit is 2 (x - 1.5 c) / 4.
-    assert loss == 1.5 and influence.tolist() == [0.25, -0.25]
+    assert loss == 1.5
+    assert influence.tolist() == [0.25, -0.25]
     log, influence = METRICS["log_loss"](data)
-    assert log == pytest.approx(math.log(1.5)) and influence == pytest.approx([0.25 / 1.5, -0.25 / 1.5])
+    assert log == pytest.approx(math.log(1.5))
+    assert influence == pytest.approx([0.25 / 1.5, -0.25 / 1.5])
     assert METRICS["accuracy"](data)[0] == 0.25
     assert METRICS["bits_per_byte"](data)[0] == pytest.approx(6 / math.log(2) / 8)
 
@@ -63,7 +65,8 @@ def test_r2_of_one_column_is_that_of_scikit_learn():
 def test_a_loss_of_zero_and_constant_targets_have_no_influence():
     zero = {"count": np.ones(3), "loss": np.zeros(3)}
     value, influence = METRICS["log_loss"](zero)
-    assert value == pytest.approx(math.log(1e-12)) and not influence.any()
+    assert value == pytest.approx(math.log(1e-12))
+    assert not influence.any()
     constant = {"count": np.ones(3), "squared_error_0": np.ones(3), "target_0": np.ones(3), "target_square_0": np.ones(3)}
     assert math.isnan(METRICS["r2"](constant)[0])
 

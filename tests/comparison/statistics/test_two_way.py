@@ -28,10 +28,12 @@ def test_hand_computed_additive_table():
     found = estimate_two_way(TABLE)
     assert (found.mean, found.seeds, found.units) == (4.0, 2, 3)
     assert found.standard_error == pytest.approx(math.sqrt((6 + 14) / 6))
-    assert found.seed_error == pytest.approx(math.sqrt(6 / 6)) and found.unit_error == pytest.approx(math.sqrt(14 / 6))
+    assert found.seed_error == pytest.approx(math.sqrt(6 / 6))
+    assert found.unit_error == pytest.approx(math.sqrt(14 / 6))
     assert found.degrees_of_freedom == pytest.approx(20**2 / (6**2 / 1 + 14**2 / 2))
     # Without error, no part of either standard error would shrink with the other sample.
-    assert found.unit_floor == pytest.approx(found.unit_error) and found.seed_floor == pytest.approx(found.seed_error)
+    assert found.unit_floor == pytest.approx(found.unit_error)
+    assert found.seed_floor == pytest.approx(found.seed_error)
 
 
 def test_hand_computed_table_with_error():
@@ -39,7 +41,8 @@ def test_hand_computed_table_with_error():
     table = TABLE + np.array([[1.0, 0.0, -1.0], [-1.0, 0.0, 1.0]])
     found = estimate_two_way(table)
     assert found.standard_error == pytest.approx(math.sqrt((6 + 14 - 2) / 6))
-    assert found.unit_floor == pytest.approx(math.sqrt(12 / 6)) and found.seed_floor == pytest.approx(math.sqrt(4 / 6))
+    assert found.unit_floor == pytest.approx(math.sqrt(12 / 6))
+    assert found.seed_floor == pytest.approx(math.sqrt(4 / 6))
     assert found.degrees_of_freedom == pytest.approx(18**2 / (6**2 / 1 + 14**2 / 2 + 2**2 / 2))
 
 
@@ -47,10 +50,13 @@ def test_the_variance_is_never_below_the_larger_part():
     # Equal unit means: all variance over units is error, which alone would make the estimate 6 + 0 - 1.5 < 6.
     table = np.array([[2.0, 3.0, 4.0], [6.0, 5.0, 4.0]])
     found = estimate_two_way(table)
-    assert found.standard_error == pytest.approx(found.seed_error) and found.degrees_of_freedom == 1
-    assert found.unit_error == 0 and found.unit_floor == 0
+    assert found.standard_error == pytest.approx(found.seed_error)
+    assert found.degrees_of_freedom == 1
+    assert found.unit_error == 0
+    assert found.unit_floor == 0
     turned = estimate_two_way(table.T)
-    assert turned.standard_error == pytest.approx(turned.unit_error) and turned.degrees_of_freedom == 1
+    assert turned.standard_error == pytest.approx(turned.unit_error)
+    assert turned.degrees_of_freedom == 1
 
 
 def test_statsmodels_has_the_same_mean_squares():
@@ -70,14 +76,18 @@ def test_statsmodels_has_the_same_mean_squares():
 def test_one_seed_or_one_unit_has_no_interval():
     for table in (np.ones((1, 5)), np.ones((4, 1)), np.full((3, 3), np.nan)):
         found = estimate_two_way(table)
-        assert math.isnan(found.standard_error) and math.isnan(found.p_value()) and math.isnan(found.interval().low)
-        assert math.isnan(found.p_equivalent(0.1)) and math.isnan(found.supported_margin(0.05))
+        assert math.isnan(found.standard_error)
+        assert math.isnan(found.p_value())
+        assert math.isnan(found.interval().low)
+        assert math.isnan(found.p_equivalent(0.1))
+        assert math.isnan(found.supported_margin(0.05))
 
 
 def test_identical_rows_are_judged_over_units_alone():
     row = np.random.default_rng(0).normal(size=40)
     both, units = estimate_two_way(np.tile(row, (5, 1))), estimate_over_units(row[None])
-    assert both.standard_error == pytest.approx(units.standard_error) and both.degrees_of_freedom == 39
+    assert both.standard_error == pytest.approx(units.standard_error)
+    assert both.degrees_of_freedom == 39
     assert both.seed_error == pytest.approx(0, abs=1e-12)
 
 
@@ -100,7 +110,9 @@ def test_the_supported_margin_is_where_equivalence_begins():
 
 def test_no_spread_leaves_no_width():
     found = Estimate(0.2, 0.0, 4.0, 5)
-    assert found.p_value() == 0.0 and found.p_equivalent(0.3) == 0.0 and found.p_equivalent(0.1) == 1.0
+    assert found.p_value() == 0.0
+    assert found.p_equivalent(0.3) == 0.0
+    assert found.p_equivalent(0.1) == 1.0
     assert found.interval().low == found.interval().high == 0.2
 
 
