@@ -21,6 +21,9 @@ MAX_UNITS = 1_000_000
 MAX_COLUMNS = 6
 """Sums that `MAX_UNITS` rows may have. A task with more of them has fewer rows, so that a table takes at most 48 MB."""
 
+_CHUNK = 4096
+"""Examples whose numbers are computed at once, in 8 bytes each."""
+
 
 @dataclass(frozen=True)
 class UnitTable:
@@ -80,7 +83,7 @@ class UnitIndex:
             of_row, units, numbers = _pairs(group_row, numbers, max(1, domains))
             row = of_row[row]
         names = None if domain is None else np.array(domain_names, np.str_)[numbers]
-        return cls(torch.from_numpy(row.astype(np.int32)), units, names, len(np.unique(units)), pooled)
+        return cls(torch.from_numpy(row), units, names, len(np.unique(units)), pooled)
 
 
 class UnitSums:
@@ -120,7 +123,7 @@ class UnitSums:
 
 def _pairs(
     unit: NDArray[np.integer], domain: NDArray[np.integer] | None, domains: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int64]]:
     """Number the pairs of a unit and a domain that occur, sorted by unit.
 
     Args:
@@ -131,19 +134,25 @@ def _pairs(
     Returns:
         The row of every entry of `unit`, in its shape; the unit (R,) and the domain (R,) of every row.
     """
-    pair = unit.astype(np.int64) * domains
-    if domain is not None:
-        pair += domain.reshape(len(domain), *(1,) * (unit.ndim - 1))
-    size = int(pair.max()) + 1
-    if size <= 4 * pair.size + 65_536:
+
+    def pair(chunk: slice) -> NDArray[np.int64]:
+        number = unit[chunk].astype(np.int64) * domains
+        return number if domain is None else number + domain[chunk].reshape(-1, *(1,) * (unit.ndim - 1))
+
+    size = (int(unit.max()) + 1) * domains
+    if size <= 4 * unit.size + 65_536:
         # A table of what occurs takes less time and memory than sorting every position.
+        chunks = [slice(start, start + _CHUNK) for start in range(0, len(unit), _CHUNK)]
         occurs = np.zeros(size, bool)
-        occurs[pair] = True
-        rows = np.flatnonzero(occurs)
-        row = (np.cumsum(occurs) - 1)[pair]
+        for chunk in chunks:
+            occurs[pair(chunk)] = True
+        rows, position = np.flatnonzero(occurs), np.cumsum(occurs, dtype=np.int32) - 1
+        row = np.empty(unit.shape, np.int32)
+        for chunk in chunks:
+            row[chunk] = position[pair(chunk)]
     else:
-        rows, row = np.unique(pair, return_inverse=True)
-        row = row.reshape(pair.shape)
+        rows, inverse = np.unique(pair(slice(None)), return_inverse=True)
+        row = inverse.reshape(unit.shape).astype(np.int32)
     return row, rows // domains, rows % domains
 
 

@@ -99,10 +99,10 @@ def test_a_cut_stream_keeps_its_bytes():
 
 def test_groups_are_units_of_a_stream():
     documents = [Document.of(f"d{n}", f"g{n // 2}", f"document {n}") for n in range(6)]
-    found = stream(documents, None, "s")
-    names = [int(part.split()[-1]) // 2 for part in found.text.decode().split("\0")[:-1]]
-    assert len(set(zip(names, found.unit.tolist(), strict=True))) == 3
-    assert found.has_groups
+    packed = stream(documents, None, "s")
+    names = [int(part.split()[-1]) // 2 for part in packed.text.decode().split("\0")[:-1]]
+    assert len(set(zip(names, packed.unit.tolist(), strict=True))) == 3
+    assert packed.has_groups
 
 
 def test_units_survive_selection_and_count_in_the_digest():
@@ -136,8 +136,8 @@ def test_units_add_up_to_the_run(task, positions):
         assert totals["correct"] == float(statistics["correct"])
     elif task.kind == "language":
         assert totals["bytes"] == count
-        each = F.cross_entropy(outputs.flatten(0, 1), split.targets.flatten(), reduction="none")
-        assert totals["loss"] == pytest.approx(float(each.double().sum()), rel=1e-12)
+        losses = F.cross_entropy(outputs.flatten(0, 1), split.targets.flatten(), reduction="none")
+        assert totals["loss"] == pytest.approx(float(losses.double().sum()), rel=1e-12)
     else:
         mean = {name: np.mean([totals[f"{name}_{column}"] for column in range(2)]) / count for name in
                 ("squared_error", "target", "target_square")}  # fmt: skip
@@ -171,23 +171,23 @@ def test_pools_keep_totals_and_variance(monkeypatch):
     """300 independent units in 50 pools: the pools' sums have the variance of a sum of 6 units."""
     outputs, split = predictions(CLASSES, 300)
     split = replace(split, domain=torch.arange(300) % 2)
-    whole = summed(CLASSES, outputs, split, ("a", "b"))
+    single = summed(CLASSES, outputs, split, ("a", "b"))
     monkeypatch.setattr(unit_table, "MAX_UNITS", 100)
     index = UnitIndex.from_split(split, CLASSES, ("a", "b"))
     assert index.pooled
     assert index.number == 50
     pooled = summed(CLASSES, outputs, split, ("a", "b"))
     assert len(pooled) <= 100
-    for name, values in whole.sums.items():
+    for name, values in single.sums.items():
         for domain in ("a", "b"):
-            total = values[whole.domain == domain].sum()
+            total = values[single.domain == domain].sum()
             assert pooled.sums[name][pooled.domain == domain].sum() == pytest.approx(total, rel=1e-12)
     sizes = np.bincount(pooled.unit, weights=pooled.sums["count"])
     assert set(sizes) == {6.0}
     by_pool = np.bincount(pooled.unit, weights=pooled.sums["loss"])
-    assert by_pool.var(ddof=1) * 50 == pytest.approx(whole.sums["loss"].var(ddof=1) * 300, rel=0.5)
-    again = UnitIndex.from_split(split, CLASSES, ("a", "b"))
-    assert torch.equal(again.row, index.row)
+    assert by_pool.var(ddof=1) * 50 == pytest.approx(single.sums["loss"].var(ddof=1) * 300, rel=0.5)
+    repeated = UnitIndex.from_split(split, CLASSES, ("a", "b"))
+    assert torch.equal(repeated.row, index.row)
 
 
 def test_many_columns_leave_fewer_rows(monkeypatch):
@@ -216,8 +216,8 @@ def table(tell, task, split, outputs, names):
         if start < end:
             sums.add(outputs[start:end], split.targets[start:end], start)
     sums.sums = shared(sums.sums, torch.device("cpu"))
-    found = sums.table()
-    return found.unit.tolist(), {name: values.tolist() for name, values in found.sums.items()}
+    result = sums.table()
+    return result.unit.tolist(), {name: values.tolist() for name, values in result.sums.items()}
 '''
 
 
@@ -288,8 +288,8 @@ def test_units_of_local_text(tmp_path):
         assert len(unit.unique()) <= separators + 1
     documents = set()
     for domain in (0, 1):
-        mine = data.test.domain == domain
-        written = bytes(data.test.targets[mine].flatten().tolist())
+        in_domain = data.test.domain == domain
+        written = bytes(data.test.targets[in_domain].flatten().tolist())
         documents |= {(domain, part) for part in written.split(b"\0") if part}
     assert abs(len(data.test.unit.unique()) - len(documents)) <= 2  # the first and the last of a domain may be cut
     assert load("hub", path=str(path), window=16, validation=0.2, test=0.3).test.unit is not None

@@ -188,5 +188,5 @@ class KeyMap:
 ORIGINAL = KeyMap()
 """The map that changes nothing: the names of f3c8993."""
 
-KEY_MAP = KeyMap(version=0)
+KEY_MAP = KeyMap(version=1, record=Names(added=(r"units(\.\w+)?",)))
 """The map to the names of the present tree."""

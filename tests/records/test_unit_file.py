@@ -34,9 +34,9 @@ def assert_same(one, other):
 @pytest.mark.parametrize("domain", [True, False])
 def test_read_as_written(tmp_path, domain):
     write_units(tmp_path / "new" / UNITS, table(domain=domain))
-    found = read_units(tmp_path / "new" / UNITS)
-    assert_same(found, table(domain=domain))
-    assert found.unit.dtype == np.int64
+    result = read_units(tmp_path / "new" / UNITS)
+    assert_same(result, table(domain=domain))
+    assert result.unit.dtype == np.int64
     assert [path.name for path in (tmp_path / "new").iterdir()] == [UNITS]
 
 
@@ -46,11 +46,11 @@ def test_a_missing_or_damaged_file_is_none(tmp_path):
     assert not is_readable(path)
     write_units(path, table())
     assert is_readable(path)
-    whole = path.read_bytes()
-    for content in (whole[:-20], b"", b"no Parquet", whole[:40] + b"\0" * 40 + whole[80:]):
+    content_of_file = path.read_bytes()
+    for content in (content_of_file[:-20], b"", b"no Parquet", content_of_file[:40] + b"\0" * 40 + content_of_file[80:]):
         path.write_bytes(content)
         assert read_units(path) is None
-    path.write_bytes(whole[:-20])
+    path.write_bytes(content_of_file[:-20])
     assert not is_readable(path)
 
 

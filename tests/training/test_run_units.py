@@ -19,11 +19,11 @@ FLIGHTS = {"name": "flights", "rows": 500, "split": "days"}
 
 
 def spec(arm="dense", backbone=VIT, data=None, **changes):
-    made = RunSpec(
+    base = RunSpec(
         arm, ArmSpec(arm, backbone, {"count": 4}), 0, data or {"name": "digits"}, Budget(steps=3), Optimizer(),
         TrainerOptions(batch_size=32, checks=1, accelerator="cpu"),
     )  # fmt: skip
-    return replace(made, **changes)
+    return replace(base, **changes)
 
 
 @pytest.mark.parametrize(
@@ -41,9 +41,9 @@ def test_units_add_up_to_the_test_metrics(tmp_path, arm, backbone, data, unit, n
     assert run.record["units"]["unit"] == unit
     assert run.record["units"]["number"] == number
     assert run.record["units"]["pooled"] is False
-    found = read_units(tmp_path / UNITS)
-    assert found.unit.tolist() == run.units.unit.tolist()
-    totals = {name: values.sum() for name, values in found.sums.items()}
+    table = read_units(tmp_path / UNITS)
+    assert table.unit.tolist() == run.units.unit.tolist()
+    totals = {name: values.sum() for name, values in table.sums.items()}
     assert totals["loss"] / totals["count"] == pytest.approx(run.record["test"]["loss"], rel=1e-6)
     if "accuracy" in run.record["test"]:
         assert totals["correct"] / totals["count"] == run.record["test"]["accuracy"]
@@ -53,8 +53,8 @@ def test_units_add_up_to_the_test_metrics(tmp_path, arm, backbone, data, unit, n
         r2 = 1 - totals["squared_error_0"] / totals["count"] / spread
         assert r2 == pytest.approx(run.record["test"]["r2"], rel=1e-6)
     for domain, metrics in run.record["by_domain"].items():
-        mine = found.domain == domain
-        loss = found.sums["loss"][mine].sum() / found.sums["count"][mine].sum()
+        in_domain = table.domain == domain
+        loss = table.sums["loss"][in_domain].sum() / table.sums["count"][in_domain].sum()
         assert loss == pytest.approx(metrics["loss"], rel=1e-6)
 
 
@@ -80,9 +80,9 @@ def test_a_failed_run_has_none(tmp_path):
 @pytest.mark.long
 def test_two_processes_leave_the_same_file(tmp_path):
     """With a rate near 0 both have the initial weights; sums of halves differ in the rounding of their products."""
-    made = spec("dense", DECODER, TEXT, optimizer=Optimizer(lr=1e-30))
-    one = execute(made, folder=tmp_path / "one")
-    two = execute(replace(made, trainer=replace(made.trainer, devices=2)), folder=tmp_path / "two")
+    base = spec("dense", DECODER, TEXT, optimizer=Optimizer(lr=1e-30))
+    one = execute(base, folder=tmp_path / "one")
+    two = execute(replace(base, trainer=replace(base.trainer, devices=2)), folder=tmp_path / "two")
     assert two.units is None
     assert two.record["units"] == one.record["units"]
     tables = [read_units(tmp_path / part / UNITS) for part in ("one", "two")]
