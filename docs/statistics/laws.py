@@ -16,6 +16,8 @@ The columns:
     false_equivalence: fraction of comparisons in which some arm is called equivalent although the true difference of every arm is
         the margin; the largest over `MARGINS_SD` and both signs.
     ..._with_withholding: the same if a verdict is withheld while the arm has an outlying seed. In sequential mode the arm goes on.
+    ..._with_both: the same if, moreover, every verdict must hold for Hall's statistic too, which allows for skewness
+        (`widen_for_skewness`).
     flagged: fraction of arms that have an outlying seed when they end, without any difference.
     withheld: fraction of comparisons without any difference in which some arm ends with a withheld verdict.
     power_1sd, power_2sd: fraction of comparisons in which an arm whose true difference is 1 or 2 sd is called worse, while the
@@ -84,10 +86,11 @@ def draw_differences(rng: np.random.Generator, law: str, reference: str, draws: 
 
 @dataclass(frozen=True)
 class Moments:
-    """Mean and standard deviation of the first n differences, and whether one of them is outlying: (R, A, N), n = 1 to N."""
+    """Mean, standard deviation and skewness of the first n differences, and whether one is outlying: (R, A, N), n = 1 to N."""
 
     mean: Array
     deviation: Array
+    skewness: Array
     outlying: Array
 
 
@@ -95,14 +98,17 @@ def compute_moments(differences_RAN: Array) -> Moments:
     """Summarise the first n differences of every arm, for all n at once."""
     n = np.arange(1, differences_RAN.shape[-1] + 1)
     mean = differences_RAN.cumsum(-1) / n
-    squares = np.maximum((differences_RAN**2).cumsum(-1) - n * mean**2, 0.0)
+    raw_square = (differences_RAN * differences_RAN).cumsum(-1) / n
+    squares = np.maximum(n * (raw_square - mean * mean), 0.0)
     deviation = np.sqrt(squares / np.maximum(n - 1, 1))
     high, low = np.maximum.accumulate(differences_RAN, -1), np.minimum.accumulate(differences_RAN, -1)
     threshold = np.array([outlying_threshold(int(count)) for count in n])
     # Below 3 seeds the threshold is infinite, and so is the product unless the deviation is 0.
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", divide="ignore"):
         outlying = np.maximum(high - mean, mean - low) > threshold * deviation
-    return Moments(mean, deviation, outlying)
+        raw_cube = (differences_RAN * differences_RAN * differences_RAN).cumsum(-1) / n
+        skewness = (raw_cube - 3 * mean * raw_square + 2 * mean * mean * mean) / (squares / n * np.sqrt(squares / n))
+    return Moments(mean, deviation, skewness, outlying)
 
 
 def _reject_by_holm(statistic_RA: Array, critical_A: Array) -> Array:
@@ -114,36 +120,69 @@ def _reject_by_holm(statistic_RA: Array, critical_A: Array) -> Array:
     return rejected
 
 
-def judge_fixed(moments: Moments, n: int, margin: float, shift: float | Array = 0.0, level: float = LEVEL) -> Array:
+def _statistics(moments: Moments, n: int, margin: float, shift: float | Array, skewed: bool) -> tuple[Array, Array]:
+    """Return the statistics (R, A) of a difference and of equivalence, to be compared with a quantile of t.
+
+    With `skewed`, each is the smaller one of t and Hall's statistic, so that both have to exceed the quantile.
+    """
+    mean, deviation, skewness = moments.mean[..., n - 1] + shift, moments.deviation[..., n - 1], moments.skewness[..., n - 1]
+
+    def distance(z: Array, sign: float | Array) -> Array:
+        """Return how far sign * z is above 0. z is (mean - theta) / sd."""
+        if not skewed:
+            return sign * z
+        # `hall_transform` without powers, which are slow.
+        product = skewness * z
+        hall = z * (1 + product / 3 * (1 + product / 9)) + skewness / (6 * n)
+        return np.minimum(sign * z, sign * hall)
+
+    difference = distance(mean / deviation, np.where(mean < 0, -1.0, 1.0))
+    if margin == 0:
+        return math.sqrt(n) * difference, np.full(mean.shape, -math.inf)
+    equivalence = np.minimum(distance((mean + margin) / deviation, 1.0), distance((mean - margin) / deviation, -1.0))
+    return math.sqrt(n) * difference, math.sqrt(n) * equivalence
+
+
+def _name_states(moments: Moments, n: int, shift: float | Array, differs: Array, equal: Array) -> Array:
+    """Return the states (R, A). A difference goes before an equivalence, as in the package."""
+    direction = np.where(moments.mean[..., n - 1] + shift < 0, BETTER, WORSE)
+    return np.where(differs, direction, np.where(equal, EQUIVALENT, OPEN))
+
+
+def judge_fixed(moments: Moments, n: int, margin: float, shift: float | Array = 0.0, skewed: bool = False) -> Array:
     """Return the states (R, A) on the first n seeds: t-tests and TOST, both adjusted by Holm over the arms.
 
     Args:
         moments: of the differences before `shift` is added.
         n: number of seeds.
-        margin: of equivalence, in sd; 0 tests no equivalence.
+        margin: of equivalence, in sd; at 0 nothing is equivalent.
         shift: true difference of every arm, in sd, or of each arm (A,).
-        level: of all differences and of all equivalences.
+        skewed: whether Hall's statistic must exceed the critical value too.
     """
-    mean, error = moments.mean[..., n - 1] + shift, moments.deviation[..., n - 1] / math.sqrt(n)
-    levels = level / np.arange(mean.shape[-1], 0, -1)
-    differs = _reject_by_holm(np.abs(mean) / error, stats.t.ppf(1 - levels / 2, n - 1))
-    states = np.where(differs, np.where(mean < 0, BETTER, WORSE), OPEN)
-    if margin > 0:
-        equal = _reject_by_holm((margin - np.abs(mean)) / error, stats.t.ppf(1 - levels, n - 1))
-        states[equal & ~differs] = EQUIVALENT
-    return states
+    difference, equivalence = _statistics(moments, n, margin, shift, skewed)
+    levels = LEVEL / np.arange(difference.shape[-1], 0, -1)
+    differs = _reject_by_holm(difference, stats.t.ppf(1 - levels / 2, n - 1))
+    equal = _reject_by_holm(equivalence, stats.t.ppf(1 - levels, n - 1)) if margin > 0 else np.zeros_like(differs)
+    return _name_states(moments, n, shift, differs, equal)
 
 
-def judge_interim(moments: Moments, n: int, margin: float, shift: float | Array = 0.0, level: float = LEVEL) -> Array:
+def judge_interim(moments: Moments, n: int, margin: float, shift: float | Array = 0.0, skewed: bool = False) -> Array:
     """Return the states (R, A) of the sequential rule at the analysis of the first n seeds. Arguments as in `judge_fixed`."""
-    mean = moments.mean[..., n - 1] + shift
-    square = settling_square(n, level / mean.shape[-1])
-    if not math.isfinite(square):
-        return np.full(mean.shape, OPEN)
-    half = math.sqrt(square / n) * moments.deviation[..., n - 1]
-    states = np.where(np.abs(mean) > half, np.where(mean < 0, BETTER, WORSE), OPEN)
-    states[(states == OPEN) & (np.abs(mean) + half < margin)] = EQUIVALENT
-    return states
+    difference, equivalence = _statistics(moments, n, margin, shift, skewed)
+    critical = math.sqrt(settling_square(n, LEVEL / difference.shape[-1]))
+    return _name_states(moments, n, shift, difference > critical, equivalence > critical)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A way to judge. withhold: no verdict while an arm has an outlying seed. skewed: as in `judge_fixed`."""
+
+    withhold: bool = False
+    skewed: bool = False
+
+
+RULES = {"": Rule(), "_with_withholding": Rule(withhold=True), "_with_both": Rule(withhold=True, skewed=True)}
+"""Rules by the suffix of their columns."""
 
 
 @dataclass(frozen=True)
@@ -155,22 +194,22 @@ class Verdicts:
     withheld: Array
 
 
-def run_fixed(moments: Moments, n: int, withhold: bool, margin: float = 0.0, shift: float | Array = 0.0) -> Verdicts:
-    """Judge once, on n seeds; with `withhold`, verdicts on arms with an outlying seed become open."""
-    states, flagged = judge_fixed(moments, n, margin, shift), moments.outlying[..., n - 1]
-    withheld = (states != OPEN) & flagged & withhold
+def run_fixed(moments: Moments, n: int, rule: Rule, margin: float = 0.0, shift: float | Array = 0.0) -> Verdicts:
+    """Judge once, on n seeds; a withheld verdict becomes open."""
+    states, flagged = judge_fixed(moments, n, margin, shift, rule.skewed), moments.outlying[..., n - 1]
+    withheld = (states != OPEN) & flagged & rule.withhold
     return Verdicts(np.where(withheld, OPEN, states), flagged, withheld)
 
 
-def run_sequential(moments: Moments, withhold: bool, margin: float = 0.0, shift: float | Array = 0.0) -> Verdicts:
-    """Judge after each seed from 5 to 20. An arm stops at its first verdict; with `withhold`, an outlying seed delays it."""
+def run_sequential(moments: Moments, rule: Rule, margin: float = 0.0, shift: float | Array = 0.0) -> Verdicts:
+    """Judge after each seed from 5 to 20. An arm stops at its first verdict that is not withheld."""
     shape = moments.mean.shape[:-1]
     states, flagged, withheld = np.full(shape, OPEN), np.zeros(shape, bool), np.zeros(shape, bool)
     for n in range(FIRST_SEEDS, MAX_SEEDS + 1):
         running = states == OPEN
-        now, outlying = judge_interim(moments, n, margin, shift), moments.outlying[..., n - 1]
+        now, outlying = judge_interim(moments, n, margin, shift, rule.skewed), moments.outlying[..., n - 1]
         flagged[running] = outlying[running]
-        withheld = running & (now != OPEN) & outlying & withhold
+        withheld = running & (now != OPEN) & outlying & rule.withhold
         states = np.where(running & ~withheld, now, states)
     return Verdicts(states, flagged, withheld)
 
@@ -187,31 +226,31 @@ def _false_equivalence(run: Callable[..., Verdicts]) -> float:
 def summarize(moments: Moments, mode: str, with_power: bool) -> dict[str, float | str]:
     """Return the rates of one row of the table. mode: "fixed n" or "sequential"."""
 
-    def bind(withhold: bool) -> Callable[..., Verdicts]:
+    def bind(rule: Rule) -> Callable[..., Verdicts]:
         if mode == "sequential":
-            return lambda **options: run_sequential(moments, withhold, **options)
-        return lambda **options: run_fixed(moments, int(mode.split()[1]), withhold, **options)
+            return lambda **options: run_sequential(moments, rule, **options)
+        return lambda **options: run_fixed(moments, int(mode.split()[1]), rule, **options)
 
-    plain, careful = bind(False), bind(True)
-    null = careful()
-    false_claims = float((plain().states != OPEN).any(-1).mean())
+    runs = {suffix: bind(rule) for suffix, rule in RULES.items()}
+    null = {suffix: run() for suffix, run in runs.items()}
     row: dict[str, float | str] = {
-        "flagged": float(null.flagged.mean()),
-        "false_claims": false_claims,
-        "false_claims_with_withholding": float((null.states != OPEN).any(-1).mean()),
-        "withheld": float(null.withheld.any(-1).mean()),
-        "false_equivalence": _false_equivalence(plain),
-        "false_equivalence_with_withholding": _false_equivalence(careful),
+        "flagged": float(null["_with_withholding"].flagged.mean()),
+        "withheld": float(null["_with_withholding"].withheld.any(-1).mean()),
     }
+    for suffix, verdicts in null.items():
+        row[f"false_claims{suffix}"] = float((verdicts.states != OPEN).any(-1).mean())
+    for suffix, run in runs.items():
+        row[f"false_equivalence{suffix}"] = _false_equivalence(run)
     draws, arms = moments.mean.shape[:2]
     for effect in (1, 2):
         shift = np.where(np.arange(arms) == 0, float(effect), 0.0)
-        rules: dict[str, Callable[..., Verdicts]] = {f"power_{effect}sd": plain, f"power_{effect}sd_with_withholding": careful}
+        powered = {f"power_{effect}sd{suffix}": run for suffix, run in runs.items()}
         if mode == "sequential":
-            rules[f"power_t_{effect}sd"] = lambda **options: run_fixed(moments, MAX_SEEDS, False, **options)
-        for name, run in rules.items():
+            powered[f"power_t_{effect}sd"] = lambda **options: run_fixed(moments, MAX_SEEDS, Rule(), **options)
+        for name, run in powered.items():
             row[name] = float((run(shift=shift).states[:, 0] == WORSE).mean()) if with_power else ""
         row.setdefault(f"power_t_{effect}sd", row[f"power_{effect}sd"])
+    false_claims = (null[""].states != OPEN).any(-1).mean()
     row["standard_error"] = math.sqrt(false_claims * (1 - false_claims) / draws)
     return row
 
@@ -247,28 +286,28 @@ def _rate(value: float | str) -> str:
 def render(rows: Sequence[dict[str, Any]]) -> str:
     """Return the Markdown tables: wrong verdicts by law, and power under the normal law."""
     lines = [
-        "Each pair of rates: without / with withholding.",
+        "Rates: by the rule / with withholding / with withholding and Hall's statistic.",
         "",
         "| law | reference | arms | mode | false claims | false equivalence | flagged | withheld |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         cells = [row["law"], row["reference"], str(row["arms"]), row["mode"]]
-        cells += [
-            f"{_rate(row[name])} / {_rate(row[f'{name}_with_withholding'])}" for name in ("false_claims", "false_equivalence")
-        ]
+        cells += [" / ".join(_rate(row[name + suffix]) for suffix in RULES) for name in ("false_claims", "false_equivalence")]
         lines.append("| " + " | ".join([*cells, _rate(row["flagged"]), _rate(row["withheld"])]) + " |")
-    names = ["power_t_{}sd", "power_{}sd", "power_{}sd_with_withholding"]
     lines += [
         "",
-        "Power under the normal law at 1 / 2 sd.",
+        "Power under the normal law: by the t-test on all seeds / the rule / with withholding / with both.",
         "",
-        "| reference | arms | mode | t-test on all seeds | rule | rule with withholding |",
-        "|---|---|---|---|---|---|",
+        "| reference | arms | mode | 1 sd | 2 sd |",
+        "|---|---|---|---|---|",
     ]
     for row in rows:
         if row["law"] == "normal":
-            cells = [f"{_rate(row[name.format(1)])} / {_rate(row[name.format(2)])}" for name in names]
+            cells = []
+            for effect in (1, 2):
+                names = [f"power_t_{effect}sd", *(f"power_{effect}sd{suffix}" for suffix in RULES)]
+                cells.append(" / ".join(_rate(row[name]) for name in names))
             lines.append("| " + " | ".join([row["reference"], str(row["arms"]), row["mode"], *cells]) + " |")
     return "\n".join(lines)
 
@@ -286,7 +325,7 @@ def write(rows: Sequence[dict[str, Any]], output: Path) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Simulate the table, write it and print it."""
     parser = argparse.ArgumentParser(description="Simulate wrong verdicts and power under five laws.")
-    parser.add_argument("--draws", type=int, default=40_000, help="comparisons for each row")
+    parser.add_argument("--draws", type=int, default=20_000, help="comparisons for each row")
     parser.add_argument("--output", type=Path, default=OUTPUT)
     options = parser.parse_args(arguments)
     rows = list(simulate(options.draws))

@@ -12,8 +12,8 @@ The rules, each at level .05 for 1 arm and .05 / 8 for 8 arms:
     ... / Grubbs, ... / MAD: no verdict if the statistic of outlying seeds, max |d - mean| / sd or max |d - median| / MAD, exceeds the
         threshold that 5% of normal samples exceed (MAD: simulated).
     best for exponential: the smallest error on the exponential among all tests that depend neither on scale nor on sign, keep the level
-        under the normal law and have at least 80% of the power of t at 1 and 2 sd (Neyman and Pearson; n = 5 only). No test of five
-        differences that holds these conditions has a smaller error.
+        under the normal law and have at least 80% of the power of t at 1 and 2 sd (Neyman and Pearson; n = 5 only). Up to the
+        simulation error and the grid of multipliers, no test of five differences that holds these conditions has a smaller error.
 
 Columns normal to bad seeds: fraction of comparisons in which some arm is called better or worse, without any difference. power_1sd,
 power_2sd: power of one arm under the normal law over that of t at the same level.

@@ -1,4 +1,4 @@
-"""docs/statistics/laws.csv: the simulated rules are the package's, and the rates hold what docs/statistics.md promises."""
+"""docs/statistics/laws.csv: its rules are the package's, and the level and the power hold."""
 
 import csv
 import math
@@ -11,6 +11,7 @@ import pytest
 from routelab.comparison.statistics.hypothesis_tests import judge
 from routelab.comparison.statistics.outlying_seeds import outlying_seeds
 from routelab.comparison.statistics.sequential import look
+from routelab.comparison.statistics.skewness import widen_for_skewness
 from routelab.config.schema import Verdict
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "statistics"
@@ -65,18 +66,29 @@ def test_a_shift_is_a_difference_of_all_seeds(laws):
         np.testing.assert_array_equal(laws[rule](moved, 8, MARGIN), laws[rule](shifted, 8, MARGIN, shift))
 
 
-@pytest.mark.parametrize("withhold", [False, True])
-def test_sequential_verdicts_are_those_of_the_package(laws, withhold):
+def state_of(interval):
+    """Return the state that an interval gives, as `look` does."""
+    if interval.high < 0 or interval.low > 0:
+        return "better" if interval.high < 0 else "worse"
+    return "equivalent" if interval.low > -MARGIN and interval.high < MARGIN else "open"
+
+
+@pytest.mark.parametrize("suffix", ["", "_with_withholding", "_with_both"])
+def test_sequential_verdicts_are_those_of_the_package(laws, suffix):
+    rule = laws["RULES"][suffix]
     values = random_differences(laws, "bad seeds", 40, 6, 20)
-    verdicts = laws["run_sequential"](laws["compute_moments"](values), withhold, margin=MARGIN)
+    verdicts = laws["run_sequential"](laws["compute_moments"](values), rule, margin=MARGIN)
     for table, states, withheld in zip(values, verdicts.states, verdicts.withheld, strict=True):
         final, delayed = ["open"] * len(table), [False] * len(table)
         for n in range(5, 21):
             for arm, result in look({str(arm): row[:n] for arm, row in enumerate(table)}, MARGIN, LEVEL).items():
                 position = int(arm)
-                if final[position] == "open":
-                    delayed[position] = withhold and result.state != "open" and bool(outlying_seeds(table[position][:n]))
-                    final[position] = "open" if delayed[position] else result.state
+                if final[position] != "open":
+                    continue
+                row = table[position][:n]
+                state = state_of(widen_for_skewness(result.interval, row)) if rule.skewed else result.state
+                delayed[position] = rule.withhold and state != "open" and bool(outlying_seeds(row))
+                final[position] = "open" if delayed[position] else state
         assert [laws["STATES"][state] for state in states] == final
         assert withheld.tolist() == delayed
     assert set(verdicts.states.flat) >= {1, 2, 3}
@@ -93,7 +105,7 @@ def test_laws_have_mean_0_and_deviation_1(laws, law):
 
 
 def test_level_and_power_in_a_short_simulation(laws):
-    draws = 6000
+    draws = 3000
     rows = list(laws["simulate"](draws, laws=("normal", "t3"), modes=("fixed 5", "sequential")))
     assert len(rows) == 2 * 2 * 2 * 2
     check_promises(rows, draws)
@@ -105,6 +117,8 @@ def test_stored_table_holds_the_promises(laws, stored):
     normal = [row for row in stored if row["law"] in ("normal", "t3")]
     check_promises([{name: number(value) for name, value in row.items()} for row in normal], draws)
     noisy = [row for row in stored if row["reference"] == "noisy"]
+    exponential = [row for row in stored if row["law"] == "exponential" and row["reference"] == "steady" and row["arms"] == "1"]
+    assert float(exponential[-1]["false_claims_with_both"]) <= 0.07, "sequential"
     assert max(float(row["false_claims"]) for row in noisy) <= upper_bound(draws), (
         "a shared law of noise makes differences symmetric"
     )
@@ -112,11 +126,11 @@ def test_stored_table_holds_the_promises(laws, stored):
 
 def test_stored_rates_are_reproduced(laws, stored):
     """Fewer draws give the stored rates within four of their simulation errors."""
-    draws = 3000
-    for row in laws["simulate"](draws, laws=("exponential",), modes=("fixed 5", "sequential")):
+    draws = 2000
+    for row in laws["simulate"](draws, laws=("exponential",), arms=(8,), modes=("fixed 5", "sequential")):
         keys = ("law", "reference", "arms", "mode")
         expected = next(old for old in stored if all(old[key] == str(row[key]) for key in keys))
-        for name in ("false_claims", "false_claims_with_withholding", "flagged"):
+        for name in ("false_claims", "false_claims_with_withholding", "false_claims_with_both", "flagged"):
             p = float(expected[name])
             assert row[name] == pytest.approx(p, abs=1e-3 + 4 * math.sqrt(p * (1 - p) / draws)), (row["mode"], name)
 
@@ -134,16 +148,18 @@ def check_promises(rows, draws):
     for row in rows:
         label = [row[key] for key in ("law", "reference", "arms", "mode")]
         for name in ("false_claims", "false_equivalence"):
-            assert row[name] <= upper_bound(draws), (label, name)
-            assert row[f"{name}_with_withholding"] <= upper_bound(draws), (label, name)
-        assert row["false_claims_with_withholding"] <= row["false_claims"], label
+            for suffix in ("", "_with_withholding", "_with_both"):
+                assert row[name + suffix] <= upper_bound(draws), (label, name + suffix)
+        assert row["false_claims_with_both"] <= row["false_claims_with_withholding"] <= row["false_claims"], label
         if row["law"] != "normal":
             continue
         if row["mode"] != "sequential":
             assert row["flagged"] == pytest.approx(LEVEL, abs=3 * math.sqrt(LEVEL * (1 - LEVEL) / draws)), label
         for effect in (1, 2):
             power = row[f"power_{effect}sd_with_withholding"]
-            assert power >= 0.8 * row[f"power_{effect}sd"], (label, effect)
+            # Hall's statistic costs too much power on few seeds, and is for the sequential rule only.
+            chosen = row[f"power_{effect}sd_with_both"] if row["mode"] == "sequential" else power
+            assert chosen >= 0.8 * row[f"power_{effect}sd"], (label, effect)
             # Bonferroni over 8 arms and 16 analyses costs a third of the power at 1 sd, with or without withholding.
             if row["mode"] != "sequential" or row["arms"] == 1 or effect == 2:
                 assert power >= 0.8 * row[f"power_t_{effect}sd"], (label, effect)
