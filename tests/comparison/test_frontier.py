@@ -11,8 +11,8 @@ from routelab.comparison.frontier import frontier_of, to_target
 from routelab.comparison.grid import Row
 from routelab.comparison.matching import Matched
 from routelab.comparison.summary import summarise
-from routelab.core.number_format import format_change_size
 from routelab.config.run_options import Budget
+from routelab.core.number_format import format_change_size
 
 
 def law(flops):
