@@ -200,7 +200,7 @@ COMPARED: dict[str, Config] = {
         "optimizer.lr": 1e-2,
         "dense_ladder": [0.5, 2],
         "budget_ladder": [0.5, 1],
-        "statistics.pairs": [["switch", "top2"]],
+        "verdict.pairs": [["switch", "top2"]],
     },
     # A grid, a choice of the learning rate, the intervals of seeds=auto, and domains.
     "tuning": {
@@ -215,8 +215,8 @@ COMPARED: dict[str, Config] = {
             {"name": "specialists", "combine": "posterior"},
         ],
         "seeds": "auto",
-        "statistics.min_seeds": 3,
-        "statistics.max_seeds": 3,
+        "verdict.first": 3,
+        "verdict.most": 3,
         "optimizer.lr": [3e-3, 1e-2],
     },
 }

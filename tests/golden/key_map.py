@@ -87,6 +87,7 @@ class KeyMap:
     Attributes:
         version: The number of changes of the map. 0 is the layout of f3c8993.
         config: Dotted keys of a configuration. An option of an arm has the key `arm.NAME.OPTION` first, then `OPTION`.
+        config_added: Dotted keys that the present tree needs in order to behave as f3c8993.
         config_values: New value by old value, by the old dotted key. The name of an arm has the key `arm.name`.
         attributes: Attributes of what `train` and `compare` return, such as `Run.record` and `Comparison.output`.
         record: Flattened keys of a run's record, such as `curve.0.train/loss`.
@@ -98,6 +99,7 @@ class KeyMap:
 
     version: int = 0
     config: Names = field(default_factory=Names)
+    config_added: Mapping[str, Any] = field(default_factory=dict)
     config_values: Mapping[str, Mapping[Any, Any]] = field(default_factory=dict)
     attributes: Names = field(default_factory=Names)
     record: Names = field(default_factory=Names)
@@ -126,7 +128,7 @@ class KeyMap:
                 named[key] = [self._translate_arm(arm) for arm in value]
             else:
                 named[key] = self._translate_value(key, value)
-        return self.config.translate_all(named)
+        return {**self.config.translate_all(named), **self.config_added}
 
     def translate_recording(self, recording: Mapping[str, Any]) -> dict[str, Any]:
         """Return what `record.py` wrote at f3c8993 under the present names.
@@ -188,5 +190,36 @@ class KeyMap:
 ORIGINAL = KeyMap()
 """The map that changes nothing: the names of f3c8993."""
 
-KEY_MAP = KeyMap(version=1, record=Names(added=(r"units(\.\w+)?",)))
+_ENTRY = r"(arms\.[^.]+|pairs\.\d+)"
+_ESTIMATE = r"\.(standard_error|degrees_of_freedom|units|seed_error|unit_error|seed_floor|unit_floor)"
+
+KEY_MAP = KeyMap(
+    version=2,
+    config=Names(
+        exact={
+            "verdict.level": "statistics.alpha",
+            "verdict.margin": "statistics.margin",
+            "verdict.first": "statistics.min_seeds",
+            "verdict.most": "statistics.max_seeds",
+            "verdict.pairs": "statistics.pairs",
+        }
+    ),
+    # Intervals of f3c8993 cover seeds alone.
+    config_added={"statistics.uncertainty": ["seeds"]},
+    record=Names(added=(r"units(\.\w+)?",)),
+    summary=Names(
+        exact={
+            # A number of seeds to add is no longer advised, and a mean over the seeds that reached the target is not given.
+        },
+        added=(
+            rf"{_ENTRY}\.(loss|metric|difference|by_domain\.[^.]+\.(loss|difference)){_ESTIMATE}",
+            rf"{_ENTRY}\.metric_difference(\..+)?",
+            rf"{_ENTRY}\.(covered|withheld|limited|over_seeds|supported_margin|diverged|pair_diverged|sequential)(\..+)?",
+            rf"{_ENTRY}\.warnings(\..+)?",
+            rf"{_ENTRY}\.(bca|p_sign_flip|detectable|state|difference)",
+            r"arms\.[^.]+\.to_target\.(seeds|reached)",
+            r"(unit|uncertainty|split_note|looks|withdrawn|withdrawal|first_look)(\..+)?",
+        ),
+    ),
+)
 """The map to the names of the present tree."""
