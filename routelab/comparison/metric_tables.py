@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from routelab.comparison.statistics.contrast import Contrast
-from routelab.comparison.statistics.influence import METRICS, SMALLEST_LOSS, Floats
+from routelab.comparison.statistics.influence import SMALLEST_LOSS, Floats, metric_with_influence
 from routelab.data.unit_table import UnitTable
 
 Record = Mapping[str, Any]
@@ -159,7 +159,7 @@ class MetricTables:
         key = arm, seed, metric, domain
         if key in self._rows:
             return self._rows[key]
-        row = METRICS[metric](_sums(table, domain))
+        row = metric_with_influence(metric, _sums(table, domain))
         if len(table.unit) <= _CACHED_UNITS:
             self._rows[key] = row
         return row

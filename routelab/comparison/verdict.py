@@ -22,6 +22,9 @@ from routelab.report.arm_labels import marked
 EQUAL_TIME = 1.05
 """Ratio of training times within which two arms count as equally fast, if their whole interval lies within it."""
 
+MOSTLY = 0.8
+"""Part of a standard error that must stay without one source of uncertainty for the other one to be called the limit."""
+
 _CONCENTRATED = 0.5
 """Fraction of the squared influence beyond which the few test units that carry it are reported."""
 
@@ -320,32 +323,48 @@ def _coverage_text(arms: Mapping[str, Any], uncertainty: Sequence[str], unit: st
 
 
 def _limits(arms: Mapping[str, Any], unit: str) -> list[str]:
-    """Return which source of uncertainty is the larger one for which arms, and what would shrink it."""
+    """Return which standard error is the larger one for which arms, and what would shrink them.
+
+    The part that would stay with any number of seeds, or of test units, is an estimate from the variance components.
+    """
     both = {label: arm["difference"] for label, arm in arms.items() if _covers_both(arm)}
-    groups: dict[str, list[str]] = {"units": [], "seeds": []}
-    for label, difference in both.items():
-        groups["units" if difference["unit_error"] > difference["seed_error"] else "seeds"].append(label)
-    texts = []
-    for source, labels in groups.items():
-        if not labels:
-            continue
-        names = "every arm" if len(labels) == len(both) > 1 else join_names(labels)
-        rest = [
-            both[label]["unit_floor" if source == "units" else "seed_floor"] / both[label]["standard_error"] for label in labels
-        ]
-        low, high = f"{100 * min(rest):.0f}%", f"{100 * max(rest):.0f}%"
-        part = low if low == high else f"{low} to {high}"
-        if source == "units":
-            texts.append(
-                f"For {names} the test {pluralise(unit)} are the larger uncertainty: a larger test set would shrink it, and with any "
-                f"number of seeds about {part} of the standard error would stay."
-            )
-        else:
-            texts.append(
-                f"For {names} the seeds are the larger uncertainty: seeds=auto adds seeds without raising the error rate, and with any "
-                f"number of test {pluralise(unit)} about {part} of the standard error would stay."
-            )
+    if not both:
+        return []
+    units = pluralise(unit)
+    larger = {
+        f"test {units}": [label for label, part in both.items() if part["unit_error"] > part["seed_error"]],
+        "seeds": [label for label, part in both.items() if part["unit_error"] <= part["seed_error"]],
+    }
+    clauses = [f"over {source} for {_arms(labels, both)}" for source, labels in larger.items() if labels]
+    texts = [f"The larger standard error is that {' and '.join(clauses)}."]
+    kept = {
+        label: (part["unit_floor"] / part["standard_error"], part["seed_floor"] / part["standard_error"])
+        for label, part in both.items()
+    }
+    by_units = [label for label, (without_seeds, _) in kept.items() if without_seeds >= MOSTLY]
+    by_seeds = [label for label, (_, without_units) in kept.items() if without_units >= MOSTLY and label not in by_units]
+    neither = [label for label in both if label not in by_units and label not in by_seeds]
+    if by_units:
+        low = 100 * min(kept[label][0] for label in by_units)
+        texts.append(
+            f"More seeds will not help {_arms(by_units, both)}: the test {units} are the limit, and with any number of seeds at least "
+            f"{low:.0f}% of the standard error would stay."
+        )
+    if by_seeds:
+        low = 100 * min(kept[label][1] for label in by_seeds)
+        texts.append(
+            f"The seeds are the limit for {_arms(by_seeds, both)}: seeds=auto adds seeds without raising the error rate, and with any "
+            f"number of test {units} at least {low:.0f}% of the standard error would stay."
+        )
+    if neither:
+        texts.append(
+            f"Both more seeds (seeds=auto) and more test {units} would shrink the standard error of {_arms(neither, both)}."
+        )
     return texts
+
+
+def _arms(labels: Sequence[str], everyone: Mapping[str, Any]) -> str:
+    return "every arm" if len(labels) == len(everyone) > 1 else join_names(labels)
 
 
 def _covers_both(arm: Mapping[str, Any]) -> bool:

@@ -248,6 +248,8 @@ def _check_values(config: Config) -> None:
         if wrong is not None:
             raise unknown("statistics.uncertainty", wrong, UNCERTAINTY)
         raise UsageError(f"statistics.uncertainty={sources} must be a list of one or both of {', '.join(UNCERTAINTY)}")
+    if config.seeds == "auto" and "seeds" not in sources:
+        raise UsageError(f"seeds=auto adds seeds, so statistics.uncertainty={sources} must contain seeds")
     for pair in config.statistics.pairs:
         if (
             not isinstance(pair, list)

@@ -112,6 +112,7 @@ def execute(
     except StoppedError as error:
         record |= {"status": "stopped", "error": str(error)}
     except NotFiniteError as error:
+        record["diverged"] = True
         record["error"] = f"{error}; try a smaller optimizer.lr"
     except PluginError as error:
         record["error"] = f"{error} (step {module.step})"

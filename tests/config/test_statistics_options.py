@@ -32,6 +32,12 @@ def test_wrong_values_are_one_sentence(override, sentence):
         resolve([override])
 
 
+def test_seeds_auto_needs_seeds_among_the_sources():
+    with pytest.raises(UsageError, match=r"seeds=auto adds seeds, so statistics.uncertainty=\['examples'\] must contain seeds"):
+        resolve(["seeds=auto", "statistics.uncertainty=[examples]"])
+    assert resolve(["seeds=3", "statistics.uncertainty=[examples]"]).config.statistics.uncertainty == ["examples"]
+
+
 @pytest.mark.parametrize(("former", "present"), FORMER_KEYS.items())
 def test_a_former_key_is_one_sentence_with_the_present_name(former, present):
     with pytest.raises(UsageError) as error:

@@ -1,4 +1,4 @@
-"""Paired tests with exact or Student's t distributions, and Holm's adjustment: pure functions of numbers."""
+"""The exact sign-flip test, and Holm's adjustment: pure functions of numbers."""
 
 from __future__ import annotations
 
@@ -6,25 +6,11 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import stats
 
 EXACT_LIMIT = 16
 """Up to this many differences every assignment of signs is enumerated."""
 
 _DRAWS = 100_000
-
-
-def paired_p(differences: Sequence[float]) -> float:
-    """The two-sided p-value of the paired t-test, from the differences.
-
-    NaN below two (finite) differences. Differences that are all equal leave no doubt: 0, or 1 if they are 0.
-    """
-    d = np.asarray(differences, dtype=np.float64).reshape(-1)
-    if d.size < 2 or not np.isfinite(d).all():
-        return math.nan
-    if d.min() == d.max():
-        return float(d[0] == 0.0)
-    return float(stats.ttest_1samp(d, 0.0).pvalue)
 
 
 def sign_flip_p(differences: Sequence[float]) -> float:
@@ -66,20 +52,3 @@ def holm(p_values: Sequence[float]) -> list[float]:
     if made.sum() > 1:
         p[made] = multipletests(p[made], method="holm")[1]
     return [float(value) for value in p]
-
-
-def equivalence_p(differences: Sequence[float], margin: float) -> float:
-    """The p-value of equivalence (two one-sided t-tests, TOST): small if the mean surely lies within +-margin.
-
-    NaN below two (finite) differences. Differences that are all equal leave no doubt: 0 or 1.
-    """
-    from statsmodels.stats.weightstats import DescrStatsW
-
-    if not margin > 0:
-        raise ValueError(f"margin is {margin}; it must be above 0")
-    d = np.asarray(differences, dtype=np.float64).reshape(-1)
-    if d.size < 2 or not np.isfinite(d).all():
-        return math.nan
-    if d.std() == 0.0:
-        return float(abs(d[0]) >= margin)
-    return float(DescrStatsW(d).ttost_mean(-margin, margin)[0])

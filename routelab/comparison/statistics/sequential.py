@@ -23,6 +23,7 @@ from scipy import stats
 
 from routelab.comparison.statistics.contrast import Contrast
 from routelab.comparison.statistics.power import seeds_needed
+from routelab.comparison.statistics.skewness import widen_for_skewness
 from routelab.core.intervals import Interval
 
 State = Literal["better", "worse", "equivalent", "open"]
@@ -84,9 +85,8 @@ class InterimResult:
 
     Attributes:
         state: Verdict on the difference.
-        interval: Interval that holds at all interim analyses together; half of its width is seed_half + unit_half.
+        interval: Interval that holds at all interim analyses together: that over seeds, widened by unit_half at both ends.
         level: Level that this arm is held to.
-        seed_half: Part of the half width that covers seeds; 0 if the interval does not cover them.
         unit_half: Part of the half width that covers test units; 0 if the interval does not cover them.
         limited: Whether the test set is the limit: no number of further seeds can decide.
     """
@@ -94,7 +94,6 @@ class InterimResult:
     state: State
     interval: Interval
     level: float
-    seed_half: float
     unit_half: float
     limited: bool = False
 
@@ -112,8 +111,9 @@ def analyse(
     is alpha / number of arms (Bonferroni). Over all arms and interim analyses together, a wrong "better", "worse" or "equivalent"
     has a probability of at most alpha. No more seeds are needed for an arm that is decided.
 
-    If the interval is to cover test units too, it is the anytime interval over seeds at half of the level, widened by a t-interval
-    over units at the other half. The standard error over units is the largest of all interim analyses so far, as the analyses may
+    The anytime interval over seeds is widened for skewness (`widen_for_skewness`), as it rests on normal differences.
+    If the interval is to cover test units too, it is the interval over seeds at half of the level, widened by a t-interval over
+    units at the other half. The standard error over units is the largest of all interim analyses so far, as the analyses may
     stop at a small one.
 
     Args:
@@ -134,22 +134,21 @@ def analyse(
 
 def _analyse(contrast: Contrast, margin: float, level: float, uncertainty: Sequence[str], first_look: int) -> InterimResult:
     covered = contrast.covered(uncertainty)
-    mean, n = float(contrast.values_S.mean()), len(contrast.values_S)
-    seed_half = unit_half = 0.0
-    if covered == ("seeds",):
-        seed_half = _half_width(anytime_interval(contrast.values_S.tolist(), level))
-    elif covered == ("seeds", "examples"):
-        seed_half = _half_width(anytime_interval(contrast.values_S.tolist(), level / 2))
-        unit_half = _unit_half_width(contrast, level / 2, first_look)
-    else:
+    over_seeds, unit_half = _seed_interval(contrast, level), 0.0
+    if covered == ("seeds", "examples"):
+        over_seeds, unit_half = _seed_interval(contrast, level / 2), _unit_half_width(contrast, level / 2, first_look)
+    elif covered == ("examples",):
         # Two arms that do not depend on the seed: all analyses see the same numbers.
-        seed_half = 0.0 if covered else math.inf
-        unit_half = _half_width(contrast.estimate(covered).interval(1 - level)) if covered else 0.0
-    half = seed_half + unit_half
-    interval = Interval(mean, mean - half, mean + half, n)
-    return InterimResult(
-        _state(interval, margin), interval, level, seed_half, unit_half, _is_limited(abs(mean), seed_half, unit_half, margin)
-    )
+        over_seeds = Interval(over_seeds.mean, over_seeds.mean, over_seeds.mean, over_seeds.n)
+        units = contrast.estimate(covered).interval(1 - level)
+        unit_half = units.high - units.mean
+    interval = Interval(over_seeds.mean, over_seeds.low - unit_half, over_seeds.high + unit_half, over_seeds.n)
+    return InterimResult(_state(interval, margin), interval, level, unit_half, _is_limited(over_seeds, unit_half, margin))
+
+
+def _seed_interval(contrast: Contrast, level: float) -> Interval:
+    values = contrast.values_S.tolist()
+    return widen_for_skewness(anytime_interval(values, level), values)
 
 
 def _state(interval: Interval, margin: float) -> State:
@@ -160,9 +159,11 @@ def _state(interval: Interval, margin: float) -> State:
     return "equivalent" if -margin < interval.low and interval.high < margin else "open"
 
 
-def _is_limited(distance: float, seed_half: float, unit_half: float, margin: float) -> bool:
-    """Return whether neither a difference nor equivalence can be shown with any number of seeds, if seed_half covers the mean."""
-    return distance + seed_half < unit_half and max(0.0, distance - seed_half) + unit_half >= margin
+def _is_limited(over_seeds: Interval, unit_half: float, margin: float) -> bool:
+    """Return whether neither a difference nor equivalence can be shown with any number of seeds, if the mean lies in over_seeds."""
+    farthest = max(abs(over_seeds.low), abs(over_seeds.high))
+    nearest = max(0.0, over_seeds.low, -over_seeds.high)
+    return farthest < unit_half and nearest + unit_half >= margin
 
 
 def _unit_half_width(contrast: Contrast, level: float, first_look: int) -> float:
@@ -171,7 +172,3 @@ def _unit_half_width(contrast: Contrast, level: float, first_look: int) -> float
     looks = [contrast.first(count).estimate(("examples",)) for count in range(min(first_look, n), n + 1)]
     error = max(look.standard_error for look in looks)
     return float(stats.t.ppf(1 - level / 2, looks[-1].degrees_of_freedom)) * error
-
-
-def _half_width(interval: Interval) -> float:
-    return interval.high - interval.mean

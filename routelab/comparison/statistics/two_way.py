@@ -108,7 +108,8 @@ def estimate_over_seeds(values_S: Sequence[float] | Floats) -> Estimate:
         return Estimate(math.nan, math.nan, math.nan, n)
     if n == 1:
         return Estimate(float(x[0]), math.nan, math.nan, n)
-    error = float(x.std(ddof=1)) / math.sqrt(n)
+    # Equal values can have a mean that differs from them in the last bit.
+    error = float(x.std(ddof=1)) / math.sqrt(n) if np.ptp(x) else 0.0
     return Estimate(float(x.mean()), error, n - 1.0, n, seed_error=error)
 
 

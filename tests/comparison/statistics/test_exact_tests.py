@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from routelab.comparison.statistics.exact_tests import equivalence_p, holm, sign_flip_p, smallest_sign_flip_p
-from routelab.comparison.statistics.power import detectable_difference, seeds_needed
+from routelab.comparison.statistics.exact_tests import holm, sign_flip_p, smallest_sign_flip_p
+from routelab.comparison.statistics.power import detectable_effect, detectable_shift, seeds_needed
+from routelab.comparison.statistics.two_way import estimate_over_seeds
 from routelab.core.intervals import (
     bca_interval,
     grouped_interval,
@@ -95,43 +96,37 @@ def test_holm_by_hand() -> None:
     assert math.isnan(mixed[1])
 
 
-def test_detectable_difference_gives_the_power_asked_for() -> None:
+def test_detectable_effect_gives_the_power_asked_for() -> None:
     rng = np.random.default_rng(0)
     for n in (2, 5, 10):
-        pilot = rng.normal(0.0, 0.2, size=n)
-        effect = detectable_difference(pilot.tolist(), power=0.8)
-        draws = rng.normal(effect, pilot.std(ddof=1), size=(20000, n))
+        draws = rng.normal(0.2 * detectable_effect(n, power=0.8), 0.2, size=(20000, n))
         power = np.mean(stats.ttest_1samp(draws, 0.0, axis=1).pvalue < 0.05)
         assert power == pytest.approx(0.8, abs=0.015)
 
 
-def test_detectable_difference_at_its_edges() -> None:
+def test_detectable_effect_at_its_edges() -> None:
     # A published value: paired t, n = 10, alpha .05 two-sided, power .8 detects d = 0.996 (G*Power).
-    ten = stats.zscore(np.arange(10.0), ddof=1)
-    assert detectable_difference(ten.tolist()) == pytest.approx(0.996, abs=0.001)
-    assert math.isnan(detectable_difference([0.1]))
-    assert detectable_difference([0.1, 0.1]) == 0.0
+    assert detectable_effect(10) == pytest.approx(0.996, abs=0.001)
+    # Many degrees of freedom: the quantiles of the normal distribution for .975 and .8 add up.
+    assert detectable_shift(1e7) == pytest.approx(1.959964 + 0.841621, abs=1e-4)
     with pytest.raises(ValueError, match="power"):
-        detectable_difference([1.0, 2.0], power=80)
+        detectable_effect(2, power=80)
 
 
 def test_equivalence_is_the_larger_of_two_one_sided_tests() -> None:
-    d = [0.004, -0.002, 0.001, 0.003, -0.001]
-    above = stats.ttest_1samp(d, -0.01, alternative="greater").pvalue
-    below = stats.ttest_1samp(d, 0.01, alternative="less").pvalue
-    assert equivalence_p(d, 0.01) == pytest.approx(max(above, below))
-    assert equivalence_p(d, 0.01) < 0.05 < equivalence_p(d, 0.003)
-    assert equivalence_p([0.5, 0.5], 0.1) == 1.0
-    assert equivalence_p([0.05, 0.05], 0.1) == 0.0
-    assert math.isnan(equivalence_p([0.1], 0.1))
+    found = estimate_over_seeds([0.004, -0.002, 0.001, 0.003, -0.001])
+    assert found.p_equivalent(0.01) < 0.05 < found.p_equivalent(0.003)
+    assert estimate_over_seeds([0.5, 0.5]).p_equivalent(0.1) == 1.0
+    assert estimate_over_seeds([0.05, 0.05]).p_equivalent(0.1) == 0.0
+    assert math.isnan(estimate_over_seeds([0.1]).p_equivalent(0.1))
     with pytest.raises(ValueError, match="margin"):
-        equivalence_p(d, 0)
+        found.p_equivalent(0)
 
 
 def test_equivalence_is_wrong_at_most_as_often_as_it_says() -> None:
     """True difference exactly at the margin: equivalence must be claimed in at most 5% of all cases."""
     rng = np.random.default_rng(5)
-    claims = np.mean([equivalence_p(d, 0.1) < 0.05 for d in rng.normal(0.1, 0.05, size=(1500, 8))])
+    claims = np.mean([estimate_over_seeds(d).p_equivalent(0.1) < 0.05 for d in rng.normal(0.1, 0.05, size=(1500, 8))])
     assert claims <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 1500)
 
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
+from routelab.comparison.statistics.contrast import Contrast
 from routelab.comparison.statistics.power import seeds_needed
-from routelab.comparison.statistics.sequential import anytime_interval, e_value, look, seeds_to_settle
+from routelab.comparison.statistics.sequential import analyse, anytime_interval, e_value, seeds_to_settle
 from routelab.core.intervals import mean_interval
 
 
@@ -52,6 +53,11 @@ def test_interval_at_its_edges() -> None:
         anytime_interval([1.0], alpha=5)
 
 
+def over_seeds(values) -> dict[str, Contrast]:
+    """Return contrasts without test units from differences by arm."""
+    return {arm: Contrast(np.asarray(differences, float)) for arm, differences in values.items()}
+
+
 def wrong_ever(rng: np.random.Generator, alpha: float, draw) -> tuple[float, float]:
     """Share of 2000 sequences of 40 seeds in which a look after every seed from the third on excludes the true mean 0 at
     least once: by the anytime interval, and by the ordinary t-interval."""
@@ -85,7 +91,7 @@ def test_error_rate_of_several_arms_together() -> None:
         wrong += any(
             each.state in ("better", "worse")
             for n in range(3, 31, 3)
-            for each in look({arm: values[:n] for arm, values in d.items()}, margin=1e-9).values()
+            for each in analyse(over_seeds({arm: values[:n] for arm, values in d.items()}), margin=1e-9).values()
         )
     assert wrong / trials <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / trials)
 
@@ -97,21 +103,23 @@ def test_real_differences_are_settled() -> None:
         needed = []
         for _ in range(60):
             d = rng.normal(-effect, 1.0, 60)
-            states = [look({"arm": d[:n]}, margin=1e-9)["arm"].state for n in range(2, 61)]
+            states = [analyse(over_seeds({"arm": d[:n]}), margin=1e-9)["arm"].state for n in range(2, 61)]
             assert "worse" not in states
             needed.append(states.index("better") + 2)
         assert np.median(needed) <= most
 
 
-def test_look() -> None:
+def test_states_of_an_interim_analysis() -> None:
     rng = np.random.default_rng(3)
-    found = look(
-        {
-            "better": rng.normal(-1, 0.1, 12),
-            "worse": rng.normal(1, 0.1, 12),
-            "same": rng.normal(0, 0.005, 12),
-            "open": [0.1, -1.0],
-        },
+    found = analyse(
+        over_seeds(
+            {
+                "better": rng.normal(-1, 0.1, 12),
+                "worse": rng.normal(1, 0.1, 12),
+                "same": rng.normal(0, 0.005, 12),
+                "open": [0.1, -1.0],
+            }
+        ),
         margin=0.05,
     )
     assert {name: each.state for name, each in found.items()} == {
@@ -122,7 +130,7 @@ def test_look() -> None:
     }
     assert found["open"].level == 0.05 / 4
     with pytest.raises(ValueError, match="margin"):
-        look({}, margin=0)
+        analyse({}, margin=0)
 
 
 def test_seeds_to_settle_are_those_of_the_wider_interval() -> None:
@@ -139,3 +147,68 @@ def test_seeds_to_settle_are_those_of_the_wider_interval() -> None:
 
     assert found(n) == pytest.approx(0.8, abs=0.04)
     assert found(seeds_needed(d.tolist())) < 0.5
+
+
+def units_and_seeds(
+    rng: np.random.Generator, seeds: int, units: int, seed_sd: float, unit_sd: float, mean: float = 0.0
+) -> Contrast:
+    """Return a contrast with crossed random effects of seeds and units, and an error as large as the seeds' effects."""
+    unit_effects = unit_sd * rng.normal(size=units) * math.sqrt(units)
+    table = mean + seed_sd * rng.normal(size=(seeds, 1)) + unit_effects + seed_sd * rng.normal(size=(seeds, units))
+    return Contrast(table.mean(1), table)
+
+
+def test_the_interval_is_that_over_seeds_widened_by_units() -> None:
+    contrast = units_and_seeds(np.random.default_rng(0), 8, 50, 0.1, 0.05)
+    found = analyse({"arm": contrast}, margin=0.01, alpha=0.05, first_look=5)["arm"]
+    seeds = anytime_interval(contrast.values_S.tolist(), 0.025)
+    errors = [contrast.table_SU[:k].mean(0).std(ddof=1) / math.sqrt(50) for k in (5, 6, 7, 8)]
+    half = stats.t.ppf(1 - 0.025 / 2, 49) * max(errors)
+    assert found.unit_half == pytest.approx(half)
+    # Hall's bounds can only be wider than those of the t interval.
+    assert found.interval.low <= seeds.low - half
+    assert found.interval.high >= seeds.high + half
+    alone = analyse({"arm": contrast}, margin=0.01, uncertainty=["seeds"])["arm"]
+    assert alone.unit_half == 0
+    assert alone.interval.low > found.interval.low
+
+
+@pytest.mark.parametrize("arms", [1, 4])
+def test_error_rate_about_the_population_of_units(arms: int) -> None:
+    """Units whose standard error is the seeds' deviation: seeds alone are wrong in a third of all sequences, both are not."""
+    rng, trials = np.random.default_rng(5), 120
+    wrong = {"seeds": 0, "both": 0}
+    for _ in range(trials):
+        contrasts = {f"arm{k}": units_and_seeds(rng, 20, 60, 1.0, 1.0) for k in range(arms)}
+        for name, uncertainty in (("seeds", ["seeds"]), ("both", ["seeds", "examples"])):
+            wrong[name] += any(
+                result.state in ("better", "worse")
+                for n in range(5, 21, 3)
+                for result in analyse({arm: c.first(n) for arm, c in contrasts.items()}, 1e-9, 0.05, uncertainty).values()
+            )
+    assert wrong["both"] / trials <= 0.05
+    assert wrong["seeds"] / trials > 0.2
+
+
+@pytest.mark.parametrize(("unit_sd", "margin", "limited"), [(1.0, 0.01, True), (0.001, 0.01, False), (1.0, 50.0, False)])
+def test_the_test_set_is_the_limit_only_where_seeds_cannot_decide(unit_sd: float, margin: float, limited: bool) -> None:
+    """Large unit effects are the limit, small ones are not, and neither are large ones within a margin that is larger still."""
+    contrast = units_and_seeds(np.random.default_rng(6), 20, 60, 0.05, unit_sd)
+    found = analyse({"arm": contrast}, margin)["arm"]
+    assert found.limited is limited
+    if limited:
+        # With any number of seeds the interval over seeds would shrink to a point inside unit_half.
+        assert found.state == "open"
+        assert abs(found.interval.mean) < found.unit_half
+
+
+def test_a_pair_that_does_not_depend_on_the_seed_is_judged_at_its_first_analysis() -> None:
+    row = np.random.default_rng(7).normal(0.5, 1, 400)
+    table = np.tile(row, (2, 1))
+    contrast = Contrast(table.mean(1), table, depends_on_seed=False)
+    found = analyse({"arm": contrast}, margin=0.01)["arm"]
+    expected = stats.ttest_1samp(row, 0.0).confidence_interval(0.95)
+    assert (found.interval.low, found.interval.high) == pytest.approx((expected.low, expected.high))
+    assert found.state == "worse"
+    nothing = analyse({"arm": Contrast(table.mean(1), None, depends_on_seed=False)}, margin=0.01)["arm"]
+    assert nothing.interval.high == math.inf
