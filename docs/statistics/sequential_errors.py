@@ -1,27 +1,30 @@
-"""Simulate how often sequential analyses err about the population of seeds and test units, and how often the test set limits them.
+"""Simulate errors, power and limits of sequential analyses over seeds and test units.
 
     python docs/statistics/sequential_errors.py [--draws N] [--output docs/statistics/sequential_errors.csv] [--markdown FILE]
 
-The script writes the CSV file and prints its tables in Markdown; with `--markdown` it writes them to a file too. With `--tables`
-it draws nothing and renders the CSV file that exists.
+The script writes the CSV file and prints its tables in Markdown; with `--markdown` it writes them to a file too. With
+`--tables` it draws nothing and renders the CSV file that exists.
 
-An arm's table is d_su = effect + a_s + b_u + e_su with normal effects and errors. The standard deviation between the seeds of one test
-split is 1 (unit below: sd), of which a quarter of the variance comes from errors. The standard error of the mean over units, with
-infinitely many seeds, is `unit_se`. The arms are independent. There is an interim analysis after each seed from 5 to 20; all of them use
-the same test units. The rule is that of `sequential.analyse`, over both sources or over seeds alone;
+An arm's table is d_su = effect + a_s + b_u + e_su with normal effects and errors. The standard deviation between the seeds of
+one test split is 1 (unit below: sd), of which a quarter of the variance comes from errors. The standard error of the mean over
+units, with infinitely many seeds, is `unit_se`. The arms are independent. There is an interim analysis after each seed from 5
+to 20; all of them use the same test units. The rule is that of `sequential.analyse`, over both sources or over seeds alone;
 tests/docs/test_statistics_coverage.py compares the two.
 
 Tables are not drawn cell by cell: the analyses depend on sums over units alone, whose laws are exact.
 
 The columns:
-    false_claims: fraction of comparisons without any difference in the population in which some arm is called better or worse at
-        some analysis.
+    false_claims: fraction of comparisons without any difference in the population in which some arm is called better or worse
+        at some analysis.
     false_claims_seeds_only: the same with the interval over seeds alone.
     limited: fraction of arms without a difference that stop because the test set is the limit.
     limited_1sd, limited_2sd: the same if the true difference is 1 or 2 sd.
-    power_1sd, power_2sd: fraction of arms that are called worse, before 20 seeds or the limit, if the true difference is 1 or 2 sd.
-    power_two_way_1sd, power_two_way_2sd: the same for one analysis of 20 seeds by `estimate_two_way`, at the same level of an arm.
-    power_known_1sd, power_known_2sd: the same if the standard error for infinitely many seeds were known. No number of seeds gives more.
+    power_1sd, power_2sd: fraction of arms that are called worse, before 20 seeds or the limit, if the true difference is 1 or
+        2 sd.
+    power_two_way_1sd, power_two_way_2sd: the same for one analysis of 20 seeds by `estimate_two_way`, at the same level of an
+        arm.
+    power_known_1sd, power_known_2sd: the same if the standard error for infinitely many seeds were known. No number of seeds
+        gives more.
     seeds, seeds_1sd, seeds_2sd: mean number of seeds at which an arm stops.
     simulation_error: of a rate of .05 over comparisons, sqrt(.05 * .95 / draws).
 
@@ -143,6 +146,24 @@ class Results:
     limited: Array
 
 
+def _seed_interval(analyses: Analyses, n: int, effect: float, level: float) -> tuple[Array, Array]:
+    """Return the bounds of the anytime interval over seeds, widened for skewness as by `widen_for_skewness`."""
+    mean, deviation, skewness = (
+        analyses.mean[..., n - 1] + effect,
+        analyses.deviation[..., n - 1],
+        analyses.skewness[..., n - 1],
+    )
+    critical = math.sqrt(settling_square(n, level) / n)
+
+    def inverse(u: float) -> Array:
+        shifted = u - skewness / (6 * n)
+        return 3 / skewness * (np.cbrt(1 + skewness * shifted) - 1)
+
+    half = critical * deviation
+    low, high = mean - deviation * inverse(critical), mean - deviation * inverse(-critical)
+    return np.minimum(mean - half, low), np.maximum(mean + half, high)
+
+
 def judge_interim(
     analyses: Analyses, n: int, effect: float = 0.0, *, with_units: bool = True, units: int = UNITS, margin: float = MARGIN_SD
 ) -> Results:
@@ -150,30 +171,30 @@ def judge_interim(
 
     Args:
         analyses: Statistics without the effect.
-        n: Number of seeds.
+        n: Number of seeds, at least 5.
         effect: True difference of every arm.
         with_units: Whether the interval covers test units, too.
         units: Number of test units.
         margin: Margin of equivalence.
     """
-    index, arms = n - 1, analyses.mean.shape[1]
+    arms = analyses.mean.shape[1]
     level = LEVEL / arms / (2 if with_units else 1)
-    mean = analyses.mean[..., index] + effect
-    seed_half = math.sqrt(settling_square(n, level) / n) * analyses.deviation[..., index]
-    unit_half = np.zeros(mean.shape)
+    seed_low, seed_high = _seed_interval(analyses, n, effect, level)
+    unit_half = np.zeros(seed_low.shape)
     if with_units:
-        largest = analyses.unit_error[..., min(FIRST_SEEDS, n) - 1 : n].max(-1)
+        largest = analyses.unit_error[..., FIRST_SEEDS - 1 : n].max(-1)
         unit_half = special.stdtrit(units - 1, 1 - level / 2) * largest
-    low, high = mean - seed_half - unit_half, mean + seed_half + unit_half
+    low, high = seed_low - unit_half, seed_high + unit_half
     better, worse = high < 0, low > 0
     equivalent = ~better & ~worse & (low > -margin) & (high < margin)
-    distance = np.abs(mean)
-    limited = (distance + seed_half < unit_half) & (np.maximum(0.0, distance - seed_half) + unit_half >= margin)
+    farthest = np.maximum(np.abs(seed_low), np.abs(seed_high))
+    nearest = np.maximum(0.0, np.maximum(seed_low, -seed_high))
+    limited = (farthest < unit_half) & (nearest + unit_half >= margin)
     return Results(low, high, better, worse, equivalent, limited)
 
 
 @dataclass(frozen=True)
-class Course:
+class SequenceResult:
     """How arms end, (R, A).
 
     Attributes:
@@ -189,7 +210,7 @@ class Course:
     seeds: Array
 
 
-def run_sequence(analyses: Analyses, effect: float = 0.0, *, with_units: bool = True) -> Course:
+def run_sequence(analyses: Analyses, effect: float = 0.0, *, with_units: bool = True) -> SequenceResult:
     """Judge after each seed from 5 to 20. An arm stops at its first verdict, or when the test set is the limit."""
     shape = analyses.mean.shape[:2]
     claimed, worse, limited, running = (np.full(shape, value) for value in (False, False, False, True))
@@ -203,7 +224,7 @@ def run_sequence(analyses: Analyses, effect: float = 0.0, *, with_units: bool = 
         stops = running & (decided | result.limited)
         seeds[stops] = n
         running &= ~stops
-    return Course(claimed, worse, limited, seeds)
+    return SequenceResult(claimed, worse, limited, seeds)
 
 
 def _power_two_way(analyses: Analyses, effect: float) -> float:
@@ -220,17 +241,17 @@ def _power_two_way(analyses: Analyses, effect: float) -> float:
 def summarize(analyses: Analyses, unit_se: float) -> dict[str, float]:
     """Return the columns of one row of the table."""
     draws, arms = analyses.mean.shape[:2]
-    courses = {effect: run_sequence(analyses, effect) for effect in EFFECTS_SD}
+    sequences = {effect: run_sequence(analyses, effect) for effect in EFFECTS_SD}
     row = {
-        "false_claims": float(courses[0.0].claimed.any(-1).mean()),
+        "false_claims": float(sequences[0.0].claimed.any(-1).mean()),
         "false_claims_seeds_only": float(run_sequence(analyses, with_units=False).claimed.any(-1).mean()),
     }
     critical = special.ndtri(1 - LEVEL / arms / 2)
-    for effect, course in courses.items():
+    for effect, sequence in sequences.items():
         suffix = f"_{effect:.0f}sd" if effect else ""
-        row |= {f"limited{suffix}": float(course.limited.mean()), f"seeds{suffix}": float(course.seeds.mean())}
+        row |= {f"limited{suffix}": float(sequence.limited.mean()), f"seeds{suffix}": float(sequence.seeds.mean())}
         if effect:
-            row[f"power{suffix}"] = float(course.worse.mean())
+            row[f"power{suffix}"] = float(sequence.worse.mean())
             row[f"power_two_way{suffix}"] = _power_two_way(analyses, effect)
             row[f"power_known{suffix}"] = float(special.ndtr(effect / unit_se - critical))
     return row | {"simulation_error": math.sqrt(LEVEL * (1 - LEVEL) / draws)}
@@ -270,7 +291,14 @@ def render(rows: Sequence[dict[str, str]]) -> str:
             "False claims about the population (level .05 for all arms and analyses together), and how arms without a difference end:",
             "",
             *_table(
-                ["unit SE", "arms", "false claims", "with the interval over seeds alone", "limited by the test set", "mean seeds"],
+                [
+                    "unit SE",
+                    "arms",
+                    "false claims",
+                    "with the interval over seeds alone",
+                    "limited by the test set",
+                    "mean seeds",
+                ],
                 [
                     [
                         *labels(row),
@@ -289,7 +317,10 @@ def render(rows: Sequence[dict[str, str]]) -> str:
                 [
                     [
                         *labels(row),
-                        *(rates(row, *(f"{name}_{sd}sd" for name in ("power", "power_two_way", "power_known"))) for sd in (1, 2)),
+                        *(
+                            rates(row, *(f"{name}_{sd}sd" for name in ("power", "power_two_way", "power_known")))
+                            for sd in (1, 2)
+                        ),
                         *(rates(row, f"limited_{sd}sd") for sd in (1, 2)),
                     ]
                     for row in rows
