@@ -8,9 +8,12 @@ from typing import Any
 from routelab.comparison.metric_tables import MetricTables
 from routelab.comparison.statistics.contrast import Contrast
 
+Describe = Callable[[Contrast | None], dict[str, Any] | None]
+"""Function from a contrast to its interval as plain data."""
+
 
 def domains_of(
-    tables: MetricTables, label: str, reference: str | None, describe: Callable[[Contrast | None], dict[str, Any] | None]
+    tables: MetricTables, label: str, reference: str | None, describe_level: Describe, describe_difference: Describe
 ) -> dict[str, dict[str, Any]]:
     """Return the intervals of an arm's loss and of its difference from the reference by domain.
 
@@ -20,7 +23,8 @@ def domains_of(
         tables: Tables of the comparison's runs.
         label: Label of the arm.
         reference: Label of the reference, None if there is none.
-        describe: Function from a contrast to its interval as plain data.
+        describe_level: Function from the values of one arm to their interval.
+        describe_difference: Function from a difference to its interval.
 
     Returns:
         Domain -> `loss`, and `difference` in log loss, which is None for the reference itself.
@@ -29,6 +33,6 @@ def domains_of(
     for domain in tables.domains(label):
         difference = None
         if reference is not None and label != reference:
-            difference = describe(tables.contrast(label, reference, "log_loss", domain))
-        domains[domain] = {"loss": describe(tables.level(label, "loss", domain)), "difference": difference}
+            difference = describe_difference(tables.contrast(label, reference, "log_loss", domain))
+        domains[domain] = {"loss": describe_level(tables.level(label, "loss", domain)), "difference": difference}
     return domains

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from routelab.comparison.budget_accounting import readings_of, readings_sentence
 from routelab.comparison.frontier import to_target
 from routelab.comparison.metric_tables import MetricTables, contrasts_against
 from routelab.comparison.per_domain import domains_of
-from routelab.comparison.statistics.contrast import Contrast
 from routelab.comparison.statistics.hypothesis_tests import describe_contrast, judge
 from routelab.comparison.verdict import caveat_of, explain_uncertainty, sentence_of, verdict_of
 from routelab.config.schema import StatisticsOptions
@@ -71,16 +71,15 @@ def summarise(
     judge(arms, contrasts, options, sequential, first_look)
     readings = readings_of(arms, reference)
 
-    def describe(contrast: Contrast | None) -> dict[str, Any] | None:
-        return describe_contrast(contrast, options, sequential, first_look)
-
+    describe_level = partial(describe_contrast, options=options, sequential=False)
+    describe_difference = partial(describe_contrast, options=options, sequential=sequential, first_look=first_look)
     for label, entry in arms.items():
         entry["training_ratio"] = readings.get(label)
-        entry["by_domain"] = domains_of(tables, label, reference, describe)
+        entry["by_domain"] = domains_of(tables, label, reference, describe_level, describe_difference)
         entry["leverage"] = ((frontier or {}).get("arms") or {}).get(label)
         entry["metric_difference"] = None
         if label in contrasts and reference:
-            entry["metric_difference"] = describe(tables.contrast(label, reference, metric))
+            entry["metric_difference"] = describe_difference(tables.contrast(label, reference, metric))
             entry["to_target"] = to_target(records, reference, label)
         entry["verdict"] = verdict_of(label, entry, reference, tables.unit)
     data = records[0]["data"] if records else name
@@ -91,7 +90,8 @@ def summarise(
         "caveat": caveat_of(arms, len(seeds), sequential, options.uncertainty, tables.unit),
         "split_note": explain_uncertainty(arms, reference, tables.unit),
         "unit": tables.unit, "uncertainty": list(options.uncertainty),
-        "margin": options.margin, "level": options.alpha, "sequential": sequential, "frontier": frontier,
+        "margin": options.margin, "level": options.alpha, "sequential": sequential,
+        "first_look": (first_look or options.min_seeds) if sequential else None, "frontier": frontier,
     }  # fmt: skip
 
 

@@ -369,7 +369,11 @@ def _arms(labels: Sequence[str], everyone: Mapping[str, Any]) -> str:
 
 def _covers_both(arm: Mapping[str, Any]) -> bool:
     difference = arm.get("difference") or {}
-    return arm.get("covered") == ["seeds", "examples"] and bool(difference.get("standard_error"))
+    return (
+        arm.get("covered") == ["seeds", "examples"]
+        and _finite(difference["standard_error"])
+        and difference["standard_error"] > 0
+    )
 
 
 def explain_uncertainty(arms: Mapping[str, Any], reference: str | None, unit: str | None) -> str | None:

@@ -12,6 +12,7 @@ from routelab.comparison.grid import Row
 from routelab.comparison.matching import Matched
 from routelab.comparison.summary import summarise
 from routelab.config.run_options import Budget
+from routelab.core.number_format import format_change_size
 
 
 def law(flops):
@@ -124,8 +125,8 @@ def test_verdict_in_words():
     assert entry["state"] == "better"
     assert entry["verdict"].startswith("better: test loss -")
     assert "which dense models reach with 2." in entry["verdict"] or "which dense models reach with 1.9" in entry["verdict"]
-    assert "n=6, Holm p=" in entry["verdict"]
-    assert entry["verdict"].endswith("no difference in time [1.00, 1.00]")
+    assert "6 seeds, on this test split, Holm p=" in entry["verdict"]
+    assert entry["verdict"].endswith("equal time within 5% [1.00, 1.00]")
     assert "a loss that no dense model of the ladder reaches (leverage above 4)" in verdict(loss=1.0)["verdict"]
     assert "the cheapest dense model of the ladder undercuts (leverage below 0.25)" in verdict(loss=5.0)["verdict"]
 
@@ -137,5 +138,9 @@ def test_verdict_of_equals_and_of_too_few_seeds():
     assert "equivalence p=" in same["verdict"]
     unsure = verdict(gain=1.05, noise=0.03, seeds=3)
     assert unsure["state"] == "open"
-    assert unsure["seeds_needed"] > 3
-    assert f"underpowered: about {unsure['seeds_needed'] - 3} more seed" in unsure["verdict"]
+    assert "seeds_needed" not in unsure, "no number of seeds is suggested"
+    low, high = abs(unsure["difference"]["low"]), abs(unsure["difference"]["high"])
+    assert unsure["supported_margin"] <= max(low, high)
+    assert unsure["verdict"].endswith(
+        f"the smallest margin of equivalence that these data support is {format_change_size(unsure['supported_margin'])}"
+    )

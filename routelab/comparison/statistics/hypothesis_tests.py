@@ -69,12 +69,13 @@ def seeds_to_decide(contrast: Contrast, result: Result) -> int | None:
         result: Result of an interim analysis of them.
 
     Returns:
-        Number of seeds, None if it is beyond 100,000 or if the difference lies within the part that covers units.
+        Number of seeds, None if it is beyond 100,000. If the difference lies within the part that covers units, it is one more than
+        there are, as the next analysis may show that the test set is the limit.
     """
     assert result.level is not None
     mean = result.estimate.mean
     if abs(mean) <= result.unit_half:
-        return None
+        return len(contrast.values_S) + 1
     level = result.level / 2 if "examples" in result.covered else result.level
     return seeds_to_settle((contrast.values_S - math.copysign(result.unit_half, mean)).tolist(), level)
 

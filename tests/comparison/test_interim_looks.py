@@ -1,0 +1,64 @@
+"""Earlier analyses of a comparison: which ones count, and which verdicts are withdrawn."""
+
+from __future__ import annotations
+
+import pytest
+
+from routelab.comparison.interim_looks import EarlierLooks, earlier_looks, withdrawal_text
+
+CELLS = {"d0", "d1", "d2", "s0", "s1", "s2"}
+
+
+def stored(seeds=2, sequential=False, **more):
+    """Return the summary of an analysis with so many seeds."""
+    cells = [[arm, seed, f"{arm[0]}{seed}"] for arm in ("dense", "switch") for seed in range(seeds)]
+    arms = {"dense": {"state": None}, "switch": {"state": "worse"}}
+    return {"cells": cells, "seeds": list(range(seeds)), "sequential": sequential, "arms": arms, **more}
+
+
+def looks(summary, cells=CELLS):
+    return earlier_looks(summary, cells, ["dense", "switch"], "dense")
+
+
+def test_without_an_earlier_summary_there_is_no_earlier_look():
+    for summary in (None, {}, {"cells": None}):
+        found = looks(summary)
+        assert found == EarlierLooks()
+        assert not found.is_sequential(5)
+        assert found.with_seeds(5) == [5]
+
+
+def test_the_same_seeds_again_are_no_further_look():
+    assert not looks(stored(2)).is_sequential(2)
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_another_number_of_seeds_is_a_further_look(seeds):
+    found = looks(stored(2))
+    assert found.is_sequential(seeds)
+    assert found.with_seeds(seeds) == sorted({2, seeds})
+
+
+def test_a_sequential_comparison_stays_sequential():
+    found = looks(stored(3, sequential=True, looks=[2, 3], withdrawn={"seeds": 2, "states": {"switch": "worse"}}))
+    assert found.is_sequential(3)
+    assert found.seeds == (2, 3)
+    assert found.withdrawn == {"seeds": 2, "states": {"switch": "worse"}}
+
+
+@pytest.mark.parametrize("cells", [{"s0"}, {"d0", "d1"}, {"x0"}])
+def test_a_comparison_of_other_runs_is_another_comparison(cells):
+    """The reference and an arm must be the same runs."""
+    assert looks(stored(2), cells) == EarlierLooks()
+
+
+def test_the_withdrawal_names_what_was_claimed():
+    text = withdrawal_text(looks(stored(2)).withdrawn, 3)
+    assert text == (
+        "This comparison was judged before with 2 seeds and now has 3, so it is judged sequentially, and the earlier verdicts are "
+        "withdrawn (switch worse)."
+    )
+    quiet = stored(2)
+    quiet["arms"]["switch"]["state"] = "open"
+    assert withdrawal_text(looks(quiet).withdrawn, 3).endswith("the earlier verdicts are withdrawn.")
+    assert withdrawal_text(None, 3) is None

@@ -1,0 +1,145 @@
+"""Comparisons over seeds and test units from end to end, on pretended runs: seeds=auto, more seeds, divergence, missing units."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from pretended_runs import World
+
+from routelab.comparison import compare as module
+from routelab.comparison import comparison_runner
+from routelab.comparison.compare import compare
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Return a function that compares in a world, and returns the summary."""
+    monkeypatch.setattr(module, "inference", lambda *given: {})
+
+    def compare_in(world, *overrides):
+        monkeypatch.setattr(comparison_runner, "run_jobs", world.run_jobs)
+        given = [f"output={tmp_path}/results/mine", "tracking.uri=null", "budget.steps=40", "backbone.d_model=16",
+                 "backbone.depth=1", "backbone.heads=2", "experts.count=4", "arms=[dense,switch]"]  # fmt: skip
+        return compare([*given, *overrides]).summary
+
+    return compare_in
+
+
+def seeds_of(world, label):
+    return sorted(seed for arm, seed in world.trained if arm == label)
+
+
+def test_both_standard_errors_are_in_the_summary_and_their_root_sum_is_near_the_whole(run):
+    entry = run(World(gain={"switch": 0.1}), "seeds=4")["arms"]["switch"]
+    difference = entry["difference"]
+    assert (difference["n"], difference["units"], entry["covered"]) == (4, 60, ["seeds", "examples"])
+    parts = np.hypot(difference["seed_error"], difference["unit_error"])
+    assert max(difference["seed_error"], difference["unit_error"]) <= difference["standard_error"] <= parts
+    assert "4 seeds x 60 documents" in entry["verdict"]
+
+
+def test_seeds_auto_stops_where_the_test_set_is_the_limit(run):
+    world = World(gain={"switch": 0.05}, seed_sd=0.002, unit_sd=0.5)
+    made = run(world, "seeds=auto")
+    # With five seeds no interval at half of the level is bounded.
+    assert seeds_of(world, "switch") == list(range(6)), "more seeds cannot help"
+    assert made["arms"]["switch"]["limited"]
+    assert made["arms"]["switch"]["verdict"].startswith("undecided, limited by the test set:")
+
+
+def test_seeds_auto_buys_seeds_where_seeds_are_the_limit(run):
+    world = World(gain={"switch": 0.2}, seed_sd=0.2, unit_sd=0.01)
+    made = run(world, "seeds=auto", "statistics.max_seeds=40")
+    assert len(seeds_of(world, "switch")) > 5
+    assert made["arms"]["switch"]["state"] == "worse"
+    assert made["sequential"] is True
+    assert not made["arms"]["switch"]["limited"]
+
+
+def test_seeds_auto_without_units_buys_seeds_for_what_units_would_have_limited(run):
+    world = World(gain={"switch": 0.05}, seed_sd=0.05, unit_sd=0.5)
+    made = run(world, "seeds=auto", "statistics.uncertainty=[seeds]", "statistics.max_seeds=8")
+    assert "on this test split" in made["arms"]["switch"]["verdict"]
+    assert not made["arms"]["switch"]["limited"]
+
+
+def test_no_seeds_are_bought_for_an_arm_that_diverged(run):
+    world = World(gain={"switch": 0.2, "top2": 0.2}, seed_sd=0.2, unit_sd=0.01, diverged=(("top2", 1),))
+    made = run(world, "arms=[dense,switch,top2]", "seeds=auto", "statistics.max_seeds=9")
+    assert seeds_of(world, "top2") == list(range(5))
+    assert len(seeds_of(world, "switch")) > 5
+    assert made["arms"]["top2"]["state"] == "withheld"
+    assert made["arms"]["top2"]["verdict"].startswith("no verdict, as 1 of 5 seeds diverged; the other 4")
+
+
+def test_a_fixed_comparison_with_more_seeds_goes_on_sequentially_and_withdraws(run, tmp_path):
+    world = World(gain={"switch": 0.5}, unit_sd=0.05)
+    first = run(world, "seeds=3")
+    assert first["arms"]["switch"]["state"] == "worse"
+    assert (first["sequential"], first["withdrawal"], first["looks"]) == (False, None, [3])
+    same = run(world, "seeds=3")
+    assert (same["sequential"], same["withdrawal"]) == (False, None), "the same seeds again are no further look"
+    more = run(world, "seeds=6")
+    assert more["sequential"] is True
+    assert more["looks"] == [3, 6]
+    assert more["withdrawal"].startswith("This comparison was judged before with 3 seeds and now has 6")
+    assert "(switch worse)" in more["withdrawal"]
+    assert "p_holm" not in more["arms"]["switch"] or more["arms"]["switch"]["p_holm"] is None
+    again = run(world, "seeds=6")
+    assert again["sequential"] is True, "once looked at twice, always sequential"
+    assert again["withdrawal"] == more["withdrawal"]
+    # With other runs it is another comparison.
+    other = run(world, "seeds=6", "optimizer.lr=0.0007")
+    assert other["sequential"] is False
+    assert json.loads((tmp_path / "results/mine/summary.json").read_text())["looks"] == [6]
+
+
+def test_seeds_auto_goes_on_from_a_fixed_comparison(run):
+    world = World(gain={"switch": 0.5}, unit_sd=0.05)
+    run(world, "seeds=2")
+    made = run(world, "seeds=auto")
+    assert made["looks"][0] == 2
+    assert made["sequential"] is True
+    assert made["withdrawal"] is not None
+
+
+def test_runs_without_units_are_judged_over_seeds_and_it_says_so(run):
+    made = run(World(gain={"switch": 0.5}, with_units=False), "seeds=4")
+    assert made["unit"] is None
+    assert made["arms"]["switch"]["covered"] == ["seeds"]
+    assert "No test units were recorded, so intervals cover training seeds only" in made["caveat"]
+
+
+def test_a_lost_unit_table_is_made_anew(run, tmp_path):
+    world = World(gain={"switch": 0.5})
+    run(world, "seeds=2")
+    for path in (tmp_path / "results/cells").iterdir():
+        (path / "units.parquet").unlink()
+        break
+    run(world, "seeds=2")
+    assert len(world.trained) == 5, "one of four runs was damaged"
+    shutil.rmtree(tmp_path / "results/cells")
+    run(world, "seeds=2")
+    assert len(world.trained) == 9
+
+
+def test_arms_that_do_not_depend_on_the_seed_are_judged_over_units_alone(run):
+    world = World(gain={"switch": 0.5}, constant=("dense", "switch"))
+    made = run(world, "seeds=3")
+    entry = made["arms"]["switch"]
+    assert entry["covered"] == ["examples"]
+    assert "60 documents alone, as neither arm depends on the seed" in entry["verdict"]
+    one = run(World(gain={"switch": 0.5}, constant=("switch",)), "seeds=3", "optimizer.lr=0.0007")["arms"]["switch"]
+    assert one["covered"] == ["seeds", "examples"]
+
+
+def test_domains_and_pairs_have_both_standard_errors(run):
+    made = run(World(), "seeds=3", "arms=[dense,switch,top2]", "statistics.pairs=[[switch,top2]]")
+    for difference in (made["arms"]["switch"]["by_domain"]["a"]["difference"], made["pairs"][0]["difference"]):
+        assert difference["seed_error"] > 0
+        assert difference["unit_error"] > 0
+    assert made["arms"]["switch"]["by_domain"]["a"]["difference"]["units"] == 30
+    assert made["pairs"][0]["difference"]["units"] == 60
