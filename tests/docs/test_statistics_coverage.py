@@ -115,6 +115,13 @@ def test_effects_have_mean_0_and_deviation_1(coverage):
             assert (values.mean(), values.std()) == pytest.approx((0.0, 1.0), abs=0.1), name
 
 
+def test_concentration_of_normal_units_is_as_the_document_says(coverage):
+    rng = np.random.default_rng(10)
+    concentrated = {m: (coverage["measure_concentration"](rng.standard_normal((2000, m))) > 0.5).mean() for m in (60, 100)}
+    assert concentrated[60] > 0.9
+    assert concentrated[100] < 0.1
+
+
 def test_coverage_with_normal_effects_in_a_short_simulation(coverage):
     draws = 4000
     rows = list(coverage["simulate_law"]("normal", draws, units=(30, 360, 5000)))
