@@ -1,4 +1,4 @@
-"""docs/statistics/coverage.csv and sequential_errors.csv: their rules are the package's, and the promises hold."""
+"""docs/statistics/interval_coverage.csv and sequential_errors.csv: their rules are the package's, and the promises hold."""
 
 import math
 import runpy
@@ -20,7 +20,7 @@ FRACTIONS = [(0.95, 0.03, 0.02), (0.25, 0.65, 0.10), (0.20, 0.20, 0.60), (0.02, 
 
 @pytest.fixture(scope="module")
 def coverage():
-    return runpy.run_path(str(FOLDER / "coverage.py"))
+    return runpy.run_path(str(FOLDER / "interval_coverage.py"))
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def sequential():
 
 @pytest.fixture(scope="module")
 def stored(coverage):
-    return coverage["read"](FOLDER / "coverage.csv")
+    return coverage["read"](FOLDER / "interval_coverage.csv")
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +180,7 @@ def test_stored_rates_are_reproduced(coverage, stored):
 
 
 def test_markdown_is_that_of_the_tables(coverage, sequential, stored, stored_sequential):
-    assert (FOLDER / "coverage.md").read_text(encoding="utf-8") == coverage["render"](stored) + "\n"
+    assert (FOLDER / "interval_coverage.md").read_text(encoding="utf-8") == coverage["render"](stored) + "\n"
     text = sequential["render"](stored_sequential) + "\n"
     assert (FOLDER / "sequential_errors.md").read_text(encoding="utf-8") == text
 

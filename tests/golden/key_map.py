@@ -23,7 +23,7 @@ class Names:
     Attributes:
         exact: New name by old name. None as the new name drops the key from the comparison.
         patterns: Pairs of a regular expression and its replacement. They apply in order to a name that `exact` lacks. The
-            expression may match anywhere in the name.
+            expression may match anywhere in the name. A name that becomes empty is dropped from the comparison.
         added: Regular expressions for keys of the present tree that f3c8993 lacks. The whole key must match.
     """
 
@@ -44,7 +44,7 @@ class Names:
             return self.exact[name]
         for pattern, replacement in self.patterns:
             name = re.sub(pattern, replacement, name)
-        return name
+        return name or None
 
     def translate_all(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Return the values under their present names.
@@ -208,9 +208,8 @@ KEY_MAP = KeyMap(
     config_added={"statistics.uncertainty": ["seeds"]},
     record=Names(added=(r"units(\.\w+)?",)),
     summary=Names(
-        exact={
-            # A number of seeds to add is no longer advised, and a mean over the seeds that reached the target is not given.
-        },
+        # Advice on a number of seeds is gone, and so are means over the seeds that reached a loss.
+        patterns=((rf"^{_ENTRY}\.seeds_needed$", ""), (r"^arms\.[^.]+\.to_target\.(flops|seconds|censored).*", "")),
         added=(
             rf"{_ENTRY}\.(loss|metric|difference|by_domain\.[^.]+\.(loss|difference)){_ESTIMATE}",
             rf"{_ENTRY}\.metric_difference(\..+)?",

@@ -1,6 +1,6 @@
 """Simulate the coverage of the 95% interval of `estimate_two_way` for several laws of seed and unit effects.
 
-    python docs/statistics/coverage.py [--draws N] [--output docs/statistics/coverage.csv] [--markdown docs/statistics/coverage.md]
+    python docs/statistics/interval_coverage.py [--draws N] [--output docs/statistics/interval_coverage.csv] [--markdown docs/statistics/interval_coverage.md]
 
 The script writes the CSV file and prints its tables in Markdown; with `--markdown` it writes them to a file too. With
 `--tables` it draws nothing and renders the CSV file that exists.
@@ -55,7 +55,7 @@ from routelab.comparison.statistics.two_way import CONCENTRATED_UNITS
 Array = NDArray[np.float64]
 Fractions = tuple[float, float, float]
 
-OUTPUT = Path(__file__).with_name("coverage.csv")
+OUTPUT = Path(__file__).with_name("interval_coverage.csv")
 CONFIDENCE = 0.95
 SEEDS = (3, 5, 8, 20)
 UNITS = (30, 100, 360, 1000, 5000)
@@ -445,7 +445,7 @@ def render(rows: Sequence[dict[str, str]]) -> str:
     lines = [
         "# Coverage of the 95% interval over seeds and test units",
         "",
-        "Written by `python docs/statistics/coverage.py --markdown docs/statistics/coverage.md`; every row is in coverage.csv.",
+        "Written by `python docs/statistics/interval_coverage.py --markdown docs/statistics/interval_coverage.md`; every row is in interval_coverage.csv.",
         "Shares are those of the variance of the mean. The largest simulation error at a coverage of 95% is "
         f"{max(math.sqrt(0.0475 / int(row['draws'])) for row in rows if row['law'] in LAWS):.4f}, for ratios of sums "
         f"{max(math.sqrt(0.0475 / int(row['draws'])) for row in rows if row['law'] == RATIO_LAW):.4f}.",
