@@ -10,7 +10,13 @@ from typing import Any
 
 from routelab.comparison.ablation_series import series_of
 from routelab.comparison.comparison_runner import ComparisonRunner
-from routelab.comparison.csv_export import write_curves, write_domains, write_endpoints, write_results
+from routelab.comparison.csv_export import (
+    write_curves,
+    write_differences,
+    write_domains,
+    write_endpoints,
+    write_results,
+)
 from routelab.comparison.execute import Job
 from routelab.comparison.frontier import frontier_of
 from routelab.comparison.grid import Row, described
@@ -35,7 +41,10 @@ from routelab.records.unit_file import UNITS
 from routelab.report.comparison_report import write_report
 from routelab.tracking.mlflow_tracker import Tracker
 
-FILES = ("results.csv", "domains.csv", "endpoints.csv", "curves.csv", "units.parquet", "summary.json", "report.html", "figures")
+FILES = (
+    "results.csv", "differences.csv", "domains.csv", "endpoints.csv", "curves.csv", "units.parquet", "summary.json", "report.html",
+    "figures",
+)  # fmt: skip
 """What a comparison leaves in its folder, and in its MLflow run."""
 
 MAX_ARTIFACT_BYTES = 50_000_000
@@ -178,6 +187,7 @@ def _write(output: Path, summary: dict[str, Any], records: list[dict[str, Any]],
     whole = {row.label for row in rows if row.share == 1.0}
     mine = [record for record in records if record["arm"] in whole]
     write_results(output / "results.csv", mine)
+    write_differences(output / "differences.csv", summary)
     write_domains(output / "domains.csv", mine)
     write_endpoints(output / "endpoints.csv", records, rows)
     write_curves(output / "curves.csv", records)

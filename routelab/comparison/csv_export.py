@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from routelab.comparison.grid import Row
+from routelab.core.number_format import finite
 from routelab.records.csv_io import write_csv
+from routelab.report.arm_labels import larger_source, sources_of
 
 _TAIL = (
     "flops_model", "flops_executed", "flops_per_example", "active_params", "total_params", "seconds", "drop_rate", "load_cv",
@@ -65,4 +67,52 @@ def write_curves(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
     lines = [["arm", "seed", *columns]]
     for record in records:
         lines += [[record["arm"], record["seed"], *(point.get(key) for key in columns)] for point in record.get("curve") or ()]
+    write_csv(path, lines)
+
+
+_ESTIMATE = (
+    "mean", "low", "high", "standard_error", "degrees_of_freedom", "seed_error", "unit_error", "n", "units",
+)  # fmt: skip
+_TESTS = ("p_t", "p_holm", "p_equivalent", "supported_margin", "state", "withheld")
+
+
+def write_differences(path: Path, summary: Mapping[str, Any]) -> None:
+    """Write differences.csv: a row for each estimate of a comparison.
+
+    The rows are an arm's own loss and metric (`against` is empty, and `difference` is the value itself), its differences from
+    the reference, both by domain, and the differences of pairs. "log_loss" is a difference of log test losses. `covered` names the
+    sources of uncertainty that `standard_error` and the interval cover, `larger` the source with the larger standard error.
+    Columns from `p` to `withheld` belong to claims, which are about the log loss of all test data.
+
+    Args:
+        path: Path of the file.
+        summary: Summary of the comparison.
+    """
+    metric, reference = summary["metric"], summary["reference"]
+    lines: list[list[Any]] = [
+        ["arm", "against", "domain", "metric", "difference", "low", "high", "standard_error", "degrees_of_freedom", "seed_error",
+         "unit_error", "seeds", "units", "covered", "p", "p_holm", "p_equivalent", "supported_margin", "state", "withheld", "larger"]
+    ]  # fmt: skip
+
+    def add(
+        arm: str, against: Any, domain: str, name: str, estimate: Mapping[str, Any] | None, claim: Mapping[str, Any]
+    ) -> None:
+        if estimate is None:
+            return
+        values = [finite(estimate[key]) for key in _ESTIMATE[:-2]] + [estimate[key] for key in _ESTIMATE[-2:]]
+        tests = [claim.get(key) for key in _TESTS]
+        tests = [finite(value) if isinstance(value, float) else value for value in tests]
+        lines.append([arm, against, domain, name, *values, "+".join(sources_of(estimate)), *tests, larger_source(estimate)])
+
+    for label, arm in summary["arms"].items():
+        add(label, None, "", "loss", arm["loss"], {})
+        add(label, None, "", metric, arm["metric"], {})
+        add(label, reference, "", "log_loss", arm["difference"], arm)
+        add(label, reference, "", metric, arm["metric_difference"], {})
+        for domain, results in arm["by_domain"].items():
+            add(label, None, domain, "loss", results["loss"], {})
+            add(label, reference, domain, "log_loss", results["difference"], {})
+    for pair in summary.get("pairs") or ():
+        add(pair["arm"], pair["against"], "", "log_loss", pair["difference"], pair)
+        add(pair["arm"], pair["against"], "", metric, pair["metric_difference"], {})
     write_csv(path, lines)
