@@ -9,7 +9,7 @@ from routelab.comparison.metric_tables import MetricTables
 from routelab.comparison.statistics.contrast import Contrast
 from routelab.comparison.statistics.hypothesis_tests import describe_contrast, judge
 from routelab.comparison.summary import entry_of
-from routelab.comparison.verdict import verdict_of
+from routelab.comparison.verdict import notes_of, verdict_of
 from routelab.config.schema import StatisticsOptions
 from routelab.core.errors import unknown
 
@@ -69,6 +69,6 @@ def judged_pairs(
     for pair in pairs:
         entry = entries[pair_name(pair)]
         difference = describe_contrast(tables.contrast(*pair, metric), options, sequential, first_look)
-        verdict = verdict_of(pair[0], entry, pair[1], tables.unit)
-        judged.append({"arm": pair[0], "against": pair[1], **entry, "metric_difference": difference, "verdict": verdict})
+        texts = {"notes": notes_of(entry, tables.unit), "verdict": verdict_of(pair[0], entry, pair[1], tables.unit)}
+        judged.append({"arm": pair[0], "against": pair[1], **entry, "metric_difference": difference, **texts})
     return judged

@@ -12,7 +12,7 @@ from routelab.comparison.frontier import to_target
 from routelab.comparison.metric_tables import MetricTables, contrasts_against
 from routelab.comparison.per_domain import domains_of
 from routelab.comparison.statistics.hypothesis_tests import describe_contrast, judge
-from routelab.comparison.verdict import caveat_of, explain_uncertainty, sentence_of, verdict_of
+from routelab.comparison.verdict import caveat_of, explain_uncertainty, notes_of, sentence_of, verdict_of
 from routelab.config.schema import StatisticsOptions
 from routelab.core.intervals import mean_interval
 from routelab.report.arm_labels import marks
@@ -81,6 +81,7 @@ def summarise(
         if label in contrasts and reference:
             entry["metric_difference"] = describe_difference(tables.contrast(label, reference, metric))
             entry["to_target"] = to_target(records, reference, label)
+        entry["notes"] = notes_of(entry, tables.unit)
         entry["verdict"] = verdict_of(label, entry, reference, tables.unit)
     data = records[0]["data"] if records else name
     sentence = sentence_of(arms, reference, data, options, sequential, tables.unit)

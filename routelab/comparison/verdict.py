@@ -38,8 +38,23 @@ def verdict_of(label: str, entry: Mapping[str, Any], reference: str | None, unit
         reference: Label of the arm that it is judged against, None if there is none.
         unit: Name of the test unit, None if the runs recorded no test units.
     """
-    text = _verdict(label, entry, reference, unit or "example")
+    text = _verdict(label, _complete(entry), reference, unit or "example")
     return f"{text}; leaks: an output depends on {entry['leaks']}" if entry.get("leaks") else text
+
+
+_OF_SEEDS_ALONE: Mapping[str, Any] = {
+    "covered": ["seeds"], "withheld": None, "limited": False, "supported_margin": None,
+    "warnings": {"outlying_seeds": [], "concentration": None, "depends_on_seed": True},
+}  # fmt: skip
+"""What is missing in an entry of an earlier version, which judged over seeds alone."""
+
+
+def _complete(entry: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return an entry with what later versions added."""
+    if "covered" in entry:
+        return entry
+    difference = entry.get("difference")
+    return {**_OF_SEEDS_ALONE, **entry, "difference": difference and {"units": None, **difference}}
 
 
 def _verdict(label: str, entry: Mapping[str, Any], reference: str | None, unit: str) -> str:
@@ -56,11 +71,13 @@ def _verdict(label: str, entry: Mapping[str, Any], reference: str | None, unit: 
         return "no reference to compare with"
     if difference is None:
         return f"shares no seed with {reference}"
-    low, mean, high = (math.expm1(difference[part]) * 100 for part in ("low", "mean", "high"))
+    # A bound that is not finite is null in summary.json.
+    bounds = [math.nan if difference[part] is None else difference[part] for part in ("low", "mean", "high")]
+    low, mean, high = (math.expm1(bound) * 100 for bound in bounds)
     if entry["state"] is None:
         return f"test loss {mean:+.1f}% against {reference}; {_no_interval(entry, unit)}"
-    bounds = f"[{low:+.1f}, {high:+.1f}]" if _finite(low, high) else "[no bounds from so few seeds]"
-    parts = [f"test loss {mean:+.1f}% {bounds} against {reference}", _price_of_loss(entry), _sample(entry, unit)]
+    interval = f"[{low:+.1f}, {high:+.1f}]" if _finite(low, high) else "[no bounds from so few seeds]"
+    parts = [f"test loss {mean:+.1f}% {interval} against {reference}", _price_of_loss(entry), _sample(entry, unit)]
     parts += [_standard_errors(entry, unit), _p_value(entry), _time(entry)]
     text = f"{_opening(entry)}: {', '.join(part for part in parts if part)}"
     return "; ".join([text, *_qualifications(entry, unit)])
@@ -141,6 +158,29 @@ def _qualifications(entry: Mapping[str, Any], unit: str) -> list[str]:
     elif is_concentrated(entry):
         clauses.append(f"{_concentration(entry, unit)} of the squared influence on the difference")
     return clauses
+
+
+def notes_of(entry: Mapping[str, Any], unit: str | None) -> list[str]:
+    """Return short warnings that must stand beside an arm's difference.
+
+    Args:
+        entry: Entry of the arm, or of a pair, in the summary.
+        unit: Name of the test unit, None if the runs recorded no test units.
+    """
+    difference, warnings, notes = entry.get("difference"), entry.get("warnings") or {}, []
+    if entry.get("pair_diverged"):
+        seeds = (difference or {}).get("n", 0) + entry["pair_diverged"]
+        notes.append(f"{entry['pair_diverged']} of {seeds} seeds diverged")
+    outlying = warnings.get("outlying_seeds") or []
+    if outlying:
+        names = join_names([str(seed) for seed in outlying])
+        notes.append(f"seed {names} is an outlier" if len(outlying) == 1 else f"seeds {names} are outliers")
+    units = (difference or {}).get("units")
+    if units is not None and units < FEW_UNITS:
+        notes.append(f"only {format_units(units, unit or 'example')}")
+    elif is_concentrated(entry):
+        notes.append(f"{_concentration(entry, unit or 'example')} of the influence")
+    return notes
 
 
 def is_concentrated(entry: Mapping[str, Any]) -> bool:
@@ -230,7 +270,7 @@ def sentence_of(
         "shared no seed with {reference}": [n for n, arm in others.items() if arm["n"] and not arm["difference"]],
     }
     parts = [f"{join_names(names)} {what.format(reference=reference)}" for what, names in groups.items() if names]
-    test = f" ({_test_name(others, sequential, unit)}, level {format_level(options.alpha)})" if any(judged.values()) else ""
+    test = f" ({name_tests(others, sequential, unit)}, level {format_level(options.alpha)})" if any(judged.values()) else ""
     leaking = [label for label, arm in arms.items() if arm["leaks"]]
     warning = f" No fair comparison, as outputs depend on what they must not: {join_names(leaking)}." if leaking else ""
     # References outside the loop were matched to nothing.
@@ -249,8 +289,14 @@ def _without_interval(arms: Mapping[str, Any], one_seed: bool) -> list[str]:
     ]
 
 
-def _test_name(arms: Mapping[str, Any], sequential: bool, unit: str | None) -> str:
-    """Return the name of the tests: what they cover, and how they are adjusted for the number of arms."""
+def name_tests(arms: Mapping[str, Any], sequential: bool, unit: str | None) -> str:
+    """Return the name of the tests: what they cover, and how they are adjusted for the number of claims.
+
+    Args:
+        arms: Label -> entry of the summary, of arms or of pairs.
+        sequential: Whether seeds were added while verdicts were open.
+        unit: Name of the test unit, None if the runs recorded no test units.
+    """
     covered = {source for arm in arms.values() for source in arm["covered"]}
     samples = [
         name for source, name in (("seeds", "seeds"), ("examples", f"test {pluralise(unit or 'example')}")) if source in covered
