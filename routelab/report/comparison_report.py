@@ -13,9 +13,20 @@ from routelab.core.number_format import (
     format_number,
     format_short_percent,
     format_with_ratio,
+    pluralise,
 )
 from routelab.records.json_io import write_text
-from routelab.report.arm_labels import intervals_of, marked
+from routelab.report.arm_labels import (
+    SEEDS_ALONE,
+    describe_intervals,
+    intervals_of,
+    is_older,
+    larger_source,
+    marked,
+    sample_of,
+    sources_of,
+    unit_of,
+)
 from routelab.report.html_page import rendered
 from routelab.report.plots.plot_style import Drawn, inline_svg
 from routelab.report.plots.report_plots import figures_of, save_figures
@@ -34,6 +45,9 @@ def write_report(path: Path, summary: Mapping[str, Any], records: Sequence[Mappi
     drawn = figures_of(summary, records) if figures else []
     arms = set(summary.get("arms") or ())
     mine = [record for record in records if record.get("arm") in arms]
+    entries = summary.get("arms") or {}
+    columns = _error_columns(summary)
+    by_signs = _has_sign_flips(summary)
     text = rendered(
         Path(__file__).with_name("report.html"),
         title=f"Comparison {summary.get('name') or ''}".strip(),
@@ -42,6 +56,9 @@ def write_report(path: Path, summary: Mapping[str, Any], records: Sequence[Mappi
         reference=summary.get("reference"),
         seeds_line=_seeds_line(summary.get("seeds") or []),
         sentence=summary.get("sentence"),
+        withdrawal=summary.get("withdrawal"),
+        split_note=summary.get("split_note"),
+        seeds_alone=f"{SEEDS_ALONE}." if is_older(summary) and summary.get("reference") else None,
         caveat=summary.get("caveat"),
         verdicts=[
             (marked(label, arm.get("marks")), arm["verdict"])
@@ -49,7 +66,10 @@ def write_report(path: Path, summary: Mapping[str, Any], records: Sequence[Mappi
             if label != summary.get("reference") and arm.get("verdict")
         ],
         intervals=intervals_of(summary),
-        arms=[_row(label, arm, bool(summary.get("reference"))) for label, arm in (summary.get("arms") or {}).items()],
+        own_intervals=describe_intervals(summary, {label: arm.get("loss") for label, arm in entries.items()}, sequential=False),
+        error_columns=[*columns.values(), "Sample"] if columns else [],
+        by_signs=by_signs,
+        arms=[_row(label, arm, summary, columns, by_signs) for label, arm in entries.items()],
         costs=_costs(summary.get("arms") or {}),
         tuning=_tuning(summary),
         yardsticks=[
@@ -59,7 +79,8 @@ def write_report(path: Path, summary: Mapping[str, Any], records: Sequence[Mappi
         # Drawn here, and every text in it escaped by matplotlib.
         drawn=[(each.title, each.alt, each.note, Markup(inline_svg(each.figure, each.name)), _tabled(each)) for each in drawn],
         quality=_quality(summary.get("arms") or {}),
-        domains=_domains(summary.get("arms") or {}),
+        domains=_domains(entries),
+        domain_intervals=_domain_intervals(summary),
         failures=_failures(records),
         provenance=_provenance(records),
         configs=_configs(mine),
@@ -82,17 +103,67 @@ def _tabled(drawn: Drawn) -> Grid | None:
     return [str(name).replace("_", " ") for name in heading], texts
 
 
-def _row(label: str, arm: Mapping[str, Any], compared: bool) -> dict[str, Any]:
-    """compared: whether there is a reference, beside which arms are judged."""
-    difference = [format_interval_parts(arm.get("difference"), signed=True)] if compared else []
+def _error_columns(summary: Mapping[str, Any]) -> dict[str, str]:
+    """Return the sources of uncertainty of which the differences have standard errors, and the headings of their columns."""
+    headings = {"seeds": "SE over seeds", "examples": f"SE over {pluralise(unit_of(summary))}"}
+    arms = (summary.get("arms") or {}).values() if summary.get("reference") else ()
+    covered = {source for arm in arms for source in sources_of(arm.get("difference"))}
+    return {source: heading for source, heading in headings.items() if source in covered}
+
+
+def _has_sign_flips(summary: Mapping[str, Any]) -> bool:
+    """Return whether the interval of an arm covers seeds alone, so that its sign-flip p is of the same claim."""
+    return is_older(summary) or any(arm.get("covered") == ["seeds"] for arm in (summary.get("arms") or {}).values())
+
+
+def _row(
+    label: str, arm: Mapping[str, Any], summary: Mapping[str, Any], columns: Mapping[str, str], by_signs: bool
+) -> dict[str, Any]:
+    """Return the cells of an arm in the table of results.
+
+    Args:
+        label: Label of the arm.
+        arm: Entry of the arm in the summary.
+        summary: Summary of the comparison.
+        columns: Sources of uncertainty that have a column.
+        by_signs: Whether there is a column of sign-flip p-values.
+    """
+    compared = bool(summary.get("reference"))
+    intervals: list[dict[str, Any]] = [
+        {**format_interval_parts(arm.get("loss")), "notes": ()},
+        {**format_interval_parts(arm.get("metric")), "notes": ()},
+    ]
+    if compared:
+        intervals.append({**format_interval_parts(arm.get("difference"), signed=True), "notes": arm.get("notes") or ()})
     return {
         "label": label,
         "marks": ", ".join(arm.get("marks") or ()),
         "n": arm.get("n", 0),
-        "failed": arm.get("failed") or 0,
-        "intervals": [format_interval_parts(arm.get("loss")), format_interval_parts(arm.get("metric")), *difference],
-        "claims": _claims(arm) if compared else [],
+        "failed": _failed(arm),
+        "intervals": intervals,
+        "errors": _standard_errors(arm.get("difference"), columns),
+        "sample": [sample_of(arm.get("difference"), unit_of(summary)) or NO_VALUE] if columns else [],
+        "claims": _claims(arm, by_signs, is_older(summary)) if compared else [],
     }
+
+
+def _failed(arm: Mapping[str, Any]) -> str:
+    """Return how many seeds of an arm failed, and how many of them diverged; "" if none did."""
+    failed, diverged = arm.get("failed") or 0, arm.get("diverged") or 0
+    others = [f"{failed - diverged} failed"] if failed > diverged else []
+    return ", ".join([*([f"{diverged} diverged"] if diverged else []), *others])
+
+
+def _standard_errors(difference: Mapping[str, Any] | None, columns: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Return the cells of a difference's standard errors, and whether each is the larger of two."""
+    keys, larger = {"seeds": "seed_error", "examples": "unit_error"}, larger_source(difference)
+    return [
+        {
+            "text": format_number((difference or {}).get(keys[source]), 2),
+            "is_larger": larger == ("seeds" if source == "seeds" else "units"),
+        }
+        for source in columns
+    ]
 
 
 def _costs(arms: Mapping[str, Any]) -> Grid:
@@ -188,9 +259,28 @@ def _domains(arms: Mapping[str, Any]) -> Grid | None:
     return ["Arm", *names], rows
 
 
-def _claims(arm: Mapping[str, Any]) -> list[str]:
-    """p-values, leverage, dense size and time of an arm, as far as there are any."""
-    found = [format_number(arm.get("p_holm"), 2), format_number(arm.get("p_sign_flip"), 2)]
+def _domain_intervals(summary: Mapping[str, Any]) -> str:
+    """Return what the intervals of the differences by domain are."""
+    estimates = {
+        f"{label} on {domain}": result.get("difference")
+        for label, arm in (summary.get("arms") or {}).items()
+        for domain, result in (arm.get("by_domain") or {}).items()
+    }
+    return describe_intervals(summary, estimates)
+
+
+def _claims(arm: Mapping[str, Any], by_signs: bool, older: bool) -> list[str]:
+    """Return p-values, leverage, dense size, time and the cost of the reference's loss of an arm, as far as there are any.
+
+    Args:
+        arm: Entry of the arm in the summary.
+        by_signs: Whether there is a column of sign-flip p-values, which arms have whose intervals cover seeds alone.
+        older: Whether the summary is of an earlier version.
+    """
+    found = [format_number(arm.get("p_holm"), 2)]
+    if by_signs:
+        of_seeds = older or arm.get("covered") == ["seeds"]
+        found.append(format_number(arm.get("p_sign_flip") if of_seeds else None, 2))
     place, time = arm.get("leverage"), arm.get("time_ratio")
     if place:
         own, size = place["own"], place["effective_size"]
@@ -199,10 +289,24 @@ def _claims(arm: Mapping[str, Any]) -> list[str]:
     else:
         found += [NO_VALUE, NO_VALUE]
     found.append(NO_VALUE if time is None else f"{format_number(time['mean'])}\u00d7")
-    target = arm.get("to_target") or {}
-    reached = [format_number((target.get(key) or {}).get("mean")) for key in ("flops", "seconds")]
-    censored = f", {target['censored']} never" if target.get("censored") else ""
-    return [*found, NO_VALUE if set(reached) == {NO_VALUE} and not censored else f"{' / '.join(reached)}{censored}"]
+    return [*found, _cost_of_target(arm.get("to_target") or {})]
+
+
+def _cost_of_target(target: Mapping[str, Any]) -> str:
+    """Return the ratios of FLOPs and seconds up to the reference's loss, or how many seeds reached it if not every seed did.
+
+    Args:
+        target: `to_target` of an arm. Earlier versions averaged the ratios over the seeds that reached it, and have `censored`, the
+            number of the other seeds.
+    """
+    reached, seeds = target.get("reached"), target.get("seeds")
+    if target.get("censored"):
+        reached = (target.get("flops") or {}).get("n", 0)
+        seeds = reached + target["censored"]
+    if reached is not None and reached < seeds:
+        return f"{reached or 'none'} of {seeds} seed{'' if seeds == 1 else 's'} reached it"
+    ratios = [format_number((target.get(key) or {}).get("mean")) for key in ("flops", "seconds")]
+    return NO_VALUE if set(ratios) == {NO_VALUE} else " / ".join(ratios)
 
 
 _BOUNDS = {"=": "", ">": "> ", "<": "< "}

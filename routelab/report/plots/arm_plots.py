@@ -24,17 +24,18 @@ def forest(summary: Mapping[str, Any], records: Sequence[Record]) -> Drawn | Non
     if margin:
         axes.axvspan(-margin, margin, color="#7d838a", alpha=0.18, linewidth=0)
     axes.axvline(0, color="#7d838a", linewidth=1)
-    table: list[list[Any]] = [["arm", "mean", "low", "high", "n", "state"]]
+    table: list[list[Any]] = [["arm", "mean", "low", "high", "n", "state", "seed_error", "unit_error"]]
     place = drawing.places(summary)
     for row, (label, arm) in enumerate(arms.items()):
         each, shade = arm["difference"], drawing.colour(place[label])
         axes.plot([each["low"], each["high"]], [row, row], color=shade, linewidth=2, solid_capstyle="butt")
         axes.plot([each["mean"]], [row], drawing.marker(place[label]), color=shade)
-        table.append([label, each["mean"], each["low"], each["high"], each["n"], arm.get("state")])
+        errors = [each.get(key) for key in ("seed_error", "unit_error")]
+        table.append([label, each["mean"], each["low"], each["high"], each["n"], arm.get("state"), *errors])
     axes.set_yticks(range(len(arms)), [marked(label, arm.get("marks")) for label, arm in arms.items()])
     axes.invert_yaxis()
     axes.set_xlabel(f"log test loss minus that of {reference} (left is better)")
-    note = f"Paired by seed; {intervals_of(summary)}. "
+    note = f"Paired by seed; lines are {intervals_of(summary)}. "
     if margin:
         note += f"The band is the margin of {margin:g} within which arms count as equal."
     return Drawn("differences", f"Differences from {reference}", "Paired differences in log test loss", note, figure, table)
@@ -80,7 +81,7 @@ def loss_curves(summary: Mapping[str, Any], records: Sequence[Record]) -> Drawn 
     drawing.legend(figure, handles, [shown for _, shown in curves], columns)
     return Drawn(
         "loss", "Loss against training FLOPs", "Validation loss against cumulative training FLOPs, one line for each arm",
-        "Bold: the mean over an arm's seeds; the band is its 95% t-interval. Faint: single seeds. Points inside a schedule are for "
+        "Bold: the mean over an arm's seeds; the band is its 95% t-interval over seeds. Faint: single seeds. Points inside a schedule are for "
         "looking: verdicts are about where runs end.", figure, table,
     )  # fmt: skip
 

@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from routelab.core.number_format import is_bounded
+from routelab.core.number_format import is_bounded, pluralise
 from routelab.records.derived_values import spent
-from routelab.report.arm_labels import marked
+from routelab.report.arm_labels import marked, unit_of
 from routelab.report.plots import plot_style as drawing
 from routelab.report.plots.plot_style import Drawn, Record
 
@@ -88,11 +88,14 @@ def leverage_by_target(summary: Mapping[str, Any], records: Sequence[Record]) ->
     axes.invert_xaxis()
     axes.set_xlabel("target: test loss (right is better)")
     axes.set_ylabel("efficiency leverage")
+    chosen = (summary.get("uncertainty") or ["seeds"]) if summary.get("unit") else ["seeds"]
+    names = {"seeds": "seeds", "examples": f"groups of test {pluralise(unit_of(summary))}"}
+    samples = " and ".join(name for source, name in names.items() if source in chosen)
     drawing.legend(figure, handles, [marked(label, summary["arms"][label].get("marks")) for label in arms], columns)
     return Drawn(
         "leverage", "Efficiency leverage", "FLOPs that the dense frontier needs for a loss, over those of each arm",
-        "FLOPs that dense models need for the same loss, over the arm's: above 1, the arm needs fewer. Bars: 95% jackknife "
-        "intervals. Triangles: the ladder does not reach that loss, so the leverage is above (up) or below (down) the mark.",
+        f"FLOPs that dense models need for the same loss, over the arm's: above 1, the arm needs fewer. Bars: 95% jackknife "
+        f"intervals over {samples}. Triangles: the ladder does not reach that loss, so the leverage is above (up) or below (down) the mark.",
         figure, table,
     )  # fmt: skip
 

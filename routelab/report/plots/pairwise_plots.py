@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from routelab.core.number_format import is_bounded
-from routelab.report.arm_labels import intervals_of
+from routelab.report.arm_labels import intervals_of, is_older
 from routelab.report.plots.plot_style import Drawn, Record, colour, places
 
 if TYPE_CHECKING:
@@ -22,17 +22,21 @@ def pairs(summary: Mapping[str, Any], records: Sequence[Record]) -> Drawn | None
     judged, arms = summary.get("pairs") or [], summary.get("arms") or {}
     if not judged:
         return None
+    of_seeds = [is_older(summary) or pair.get("covered") == ["seeds"] for pair in judged]
+    by_signs = any(of_seeds)
     table: list[list[Any]] = [
-        ["arm", "against", "difference", "low", "high", "n", "state", "p_holm", "p_sign_flip", "loss", "against_loss"]
+        ["arm", "against", "difference", "low", "high", "n", "state", "seed_error", "unit_error", "p_holm"]
+        + [*(["p_sign_flip"] if by_signs else []), "loss", "against_loss"]
         + [f"{side}{key}" for key in _SIDES for side in ("", "against_")]
     ]
-    for pair in judged:
+    for pair, has_signs in zip(judged, of_seeds, strict=True):
         both = [arms[pair["arm"]], arms[pair["against"]]]
         gap = pair.get("difference") or {}
         losses = [(each.get("loss") or {}).get("mean") for each in both]
         table.append(
             [pair["arm"], pair["against"], *(gap.get(part) for part in ("mean", "low", "high", "n"))]
-            + [pair.get(key) for key in ("state", "p_holm", "p_sign_flip")]
+            + [pair.get("state"), gap.get("seed_error"), gap.get("unit_error"), pair.get("p_holm")]
+            + ([pair.get("p_sign_flip") if has_signs else None] if by_signs else [])
             + [*losses, *(_load(each, key) for key in _SIDES for each in both)]
         )
     shown = [key for key in _SIDES if any(_load(arms[pair["arm"]], key) is not None for pair in judged)]
@@ -56,8 +60,9 @@ def pairs(summary: Mapping[str, Any], records: Sequence[Record]) -> Drawn | None
     for panel in axes:
         panel.grid(True, alpha=0.2)
         panel.spines[["top", "right"]].set_visible(False)
+    intervals = intervals_of(summary, [(f"{pair['arm']} against {pair['against']}", pair) for pair in judged])
     note = (
-        f"Left: log test loss of the first arm minus the second's, paired by seed, with {intervals_of(summary)}; the band is the margin "
+        f"Left: log test loss of the first arm minus the second's, paired by seed, with {intervals}; the band is the margin "
         "within which two arms count as equal. Right: filled, the first arm; hollow, the second. Load CV, MaxVio (largest load "
         "over the mean, less 1) and dead experts are of what routers ask for on the test split; the drop rate is that of training."
     )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from routelab.core.number_format import finite, format_exact_change, is_bounded
+from routelab.report.arm_labels import describe_intervals
 from routelab.report.plots.plot_style import Drawn, colour, legend, log_axis, marker
 
 if TYPE_CHECKING:
@@ -67,8 +68,10 @@ def _drawn(summary: Mapping[str, Any], options: Sequence[str], lines: Sequence[M
         _finish(axes, where, options, title, log=axes is not loss)
     legend(figure, handles, names, max(1, min(3, len(names))))
     named = " and ".join(options)
+    losses = {label: arm.get("loss") for label, arm in arms.items()}
     note = (
-        f"Loss: means over seeds with 95% t-intervals. Memory: what parameters and optimizer state hold. Solid {unit} per second: "
+        f"Loss: means over seeds with {describe_intervals(summary, losses, sequential=False)}. Memory: what parameters and optimizer "
+        f"state hold. Solid {unit} per second: "
         "predictions of all arms in turn, in batches as large as were timed; dotted: training, on a machine that may have been busy."
     )
     return Drawn(
@@ -100,6 +103,7 @@ def _table(
     arms, reference = summary.get("arms") or {}, summary.get("reference")
     change_from = f"change_from_{reference or 'reference'}"
     heading = ["arm", *options, "loss", "low", "high", change_from, "change_low", "change_high", "n", "state"]
+    heading += ["change_seed_error", "change_unit_error"]
     heading += ["leverage", "leverage_low", "leverage_high", "leverage_bound", "flops_ratio", "active_params", "total_params"]
     heading += ["bytes_held", "bytes_peak", f"{unit}_per_second_predicting", f"{unit}_per_second_training"]
     rows: list[list[Any]] = [heading]
@@ -110,7 +114,8 @@ def _table(
         change = {part: format_exact_change((arm.get("difference") or {}).get(part)) for part in ("mean", "low", "high")}
         of_loss, of_worth = arm.get("loss") or {}, (arm.get("leverage") or {}).get("own") or {}
         row = [label, *at, *(of_loss.get(part) for part in ("mean", "low", "high")), *change.values()]
-        row += [arm.get("n"), arm.get("state"), *(of_worth.get(part) for part in ("mean", "low", "high", "bound"))]
+        errors = [format_exact_change((arm.get("difference") or {}).get(key)) for key in ("seed_error", "unit_error")]
+        row += [arm.get("n"), arm.get("state"), *errors, *(of_worth.get(part) for part in ("mean", "low", "high", "bound"))]
         row += [arm.get("flops_ratio"), arm.get("active_params"), own["total_params"], own["held"], own["peak"]]
         rows.append([*row, own["predicted"], own["trained"]])
     return rows
