@@ -51,7 +51,7 @@ def compare_and_exit(resolved: Any, as_json: bool) -> None:
 
 def compare(resolved: Any, quiet: bool = False) -> Any:
     """Run a comparison and print what it found."""
-    from routelab.cli.output import console, table
+    from routelab.cli.output import console, print_table
     from routelab.cli.progress import watching
     from routelab.comparison.compare import carry_out
     from routelab.comparison.prepared_comparison import plan
@@ -63,13 +63,16 @@ def compare(resolved: Any, quiet: bool = False) -> Any:
         done = carry_out(ready, show)
     if done.reused:
         out.print(f"{done.reused} of {len(done.records)} runs were already there and were not trained again")
-    out.print(table(done.summary))
+    print_table(out, done.summary)
     out.print(done.summary["sentence"])
     from routelab.report.arm_labels import marked
 
     for label, arm in done.summary["arms"].items():
         if label != done.summary["reference"]:
             out.print(f"  {marked(label, arm['marks'])}: {arm['verdict']}")
+    for note in ("withdrawal", "split_note"):
+        if done.summary[note]:
+            out.print(done.summary[note])
     for line in pair_lines(done.summary):
         out.print(line)
     for label, tuned in done.summary["tuned"].items():
@@ -140,10 +143,13 @@ def inference_lines(summary: dict[str, Any]) -> list[str]:
 
 def pair_lines(summary: dict[str, Any]) -> list[str]:
     """What is said of arms that were judged against each other."""
+    from routelab.comparison.verdict import name_tests
+
     pairs = summary.get("pairs") or ()
     level = format_level(summary["level"])
-    tests = "sequential paired t-tests" if summary.get("sequential") else "paired t-tests"
-    heading = [f"In pairs, which are a family of claims of their own ({tests} over seeds, level {level}):"] if pairs else []
+    judged = {f"{pair['arm']} against {pair['against']}": pair for pair in pairs if pair["covered"]}
+    tests = f"{name_tests(judged, summary['sequential'], summary['unit'])}, " if judged else ""
+    heading = [f"In pairs, which are a family of claims of their own ({tests}level {level}):"] if pairs else []
     return heading + [f"  {pair['arm']}: {pair['verdict']}" for pair in pairs]
 
 

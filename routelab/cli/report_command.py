@@ -24,6 +24,7 @@ def report_command(
     from routelab.cli.output import console, print_json
     from routelab.comparison.cross_dataset import across
     from routelab.comparison.results import report_again
+    from routelab.report.arm_labels import SEEDS_ALONE, is_older
 
     out = console(quiet=as_json)
     if len(experiments) == 1:
@@ -31,6 +32,8 @@ def report_command(
         if as_json:
             print_json(summary)
         out.print(summary["sentence"])
+        if is_older(summary) and summary["reference"]:
+            out.print(SEEDS_ALONE)
         out.print(f"Report: {path}")
         return
     path = Path("results") / "across.json"
@@ -61,6 +64,7 @@ def print_across(out: Any, summary: dict[str, Any]) -> None:
         grid.add_row(label, interval, f"{arm['probability_of_improvement']:.2f}", rank, str(len(arm["data"])))
     out.print(grid)
     out.print("IQM: mean of the middle half of all paired differences, 95% stratified bootstrap; below 0 is better")
+    out.print("Differences are over training seeds; test units are not counted here")
     if summary["ranks"]:
         ranks = summary["ranks"]
         out.print(f"Friedman p={ranks['p']:.2g}; mean ranks further apart than {ranks['critical']:.2f} differ (Nemenyi)")

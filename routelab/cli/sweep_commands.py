@@ -205,7 +205,7 @@ def _options(words: list[str] | None, storage: str | None, workers: int | None) 
 
 def _close(done: Any, as_json: bool) -> int:
     """Say what was found; the exit code."""
-    from routelab.cli.output import console, print_json, table
+    from routelab.cli.output import console, print_json, print_table
     from routelab.cli.sweep_progress import status_table
 
     failed = any(arm["given_up"] for arm in done.status["arms"].values()) or (done.comparison and done.comparison.failed)
@@ -224,7 +224,7 @@ def _close(done: Any, as_json: bool) -> int:
         out.print(f"problem: {problem}")
     if done.comparison:
         out.print("The best settings of each arm, trained on fresh seeds and read once on test:")
-        out.print(table(done.comparison.summary))
+        print_table(out, done.comparison.summary)
         out.print(done.comparison.summary["sentence"])
         out.print(f"Report: {done.output / 'report.html'}   Table: {done.output / 'results.csv'}")
     return 1 if failed else 0
