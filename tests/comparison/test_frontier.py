@@ -78,15 +78,25 @@ def test_without_a_ladder_there_is_no_frontier():
     assert frontier_of(records, rows, None) is None
 
 
-def test_to_target_is_paired_by_seed_and_censored():
+def test_to_target_is_paired_by_seed():
     _, records = world(noise=0.0, seeds=3)
     found = to_target(records, "dense", "mix")
-    assert found["censored"] == 0
+    assert (found["reached"], found["seeds"]) == (3, 3)
     assert found["flops"]["mean"] < 1
     assert found["flops"]["mean"] == pytest.approx(found["seconds"]["mean"], rel=1e-6)
+
+
+def test_the_cost_of_the_references_loss_is_no_mean_over_the_seeds_that_reached_it():
     worse = to_target(world(loss=3.0)[1], "dense", "mix")
-    assert worse["censored"] == 6
-    assert math.isnan(worse["flops"]["mean"])
+    assert (worse["reached"], worse["seeds"], worse["flops"], worse["seconds"]) == (0, 6, None, None)
+    late = [
+        {**each, "curve": [{**point, "val/loss": 9.0} for point in each["curve"]]}
+        if (each["arm"], each["seed"]) == ("mix", 2)
+        else each
+        for each in world(noise=0.0, seeds=3)[1]
+    ]
+    partly = to_target(late, "dense", "mix")
+    assert (partly["reached"], partly["seeds"], partly["flops"], partly["seconds"]) == (2, 3, None, None)
 
 
 def test_a_reference_without_a_curve_did_not_fail_to_reach_anything():

@@ -84,7 +84,7 @@ def summary() -> dict[str, Any]:
             "total_ratio": 2.5,
             "p_holm": 0.042,
             "state": "open",
-            "to_target": {"loss": 0.3, "censored": index, "flops": {"mean": 0.375}, "seconds": {"mean": 0.875}},
+            "to_target": {"loss": 0.3, "seeds": 3, "reached": 3, "flops": {"mean": 0.375}, "seconds": {"mean": 0.875}},
             "calibration": {"nll": 0.5, "brier": 0.25, "ece": 0.0625},
             "diversity": {"error_correlation": 0.5, "disagreement": 0.1, "member_loss": 0.4, "members": 8.0} if index else {},
             "time_ratio": {"mean": 1.5, "low": 1.2, "high": 1.9, "n": 3},
@@ -187,7 +187,7 @@ def test_every_arm_stands_in_the_table_and_in_the_figure(html: str) -> None:
         "> 4.5",
         "> 1.23e5",
         "0.0625",
-        "0.375 / 0.875, 2 never",
+        "0.375 / 0.875",
         "Error correlation",
         "0.042",
         "0.7654",  # In the table of the pairs.
@@ -256,12 +256,18 @@ def words_of(path: Path, made: dict[str, Any]) -> str:
 
 
 def test_what_intervals_are_is_said_as_it_is(tmp_path: Path) -> None:
-    said = "for differences (in log loss, over pairs that share a seed) {}% t-intervals, not adjusted for how many are judged"
+    said = (
+        "for differences (in log loss, over pairs that share a seed) {}% t-intervals over training seeds on this test split, not "
+        "adjusted for how many are judged; Holm's p, which decides, is."
+    )
     assert said.format(95) in words_of(tmp_path, summary())
     assert said.format(99) in words_of(tmp_path, {**summary(), "level": 0.01})
-    looked = words_of(tmp_path, {**summary(), "sequential": True})
-    assert "intervals that hold at every look, their level of 0.05 shared among those that are judged" in looked
-    assert "95% t-intervals" not in looked
+    judged_on_the_way = words_of(tmp_path, {**summary(), "sequential": True})
+    assert (
+        "intervals over training seeds on this test split that hold at every interim analysis, their level of 0.05 divided among "
+        "those that are judged"
+    ) in judged_on_the_way
+    assert "Holm's p, which decides" not in judged_on_the_way
 
 
 def test_without_a_reference_nothing_is_held_against_one(tmp_path: Path) -> None:
