@@ -45,7 +45,7 @@ class Results:
     def verdict(self, name: str, arm: str) -> str:
         """The sentence on an arm of a comparison."""
         summary = self.read(f"{name}/summary.json")
-        return f"`{arm}`: {verdict_of(arm, summary['arms'][arm], summary['reference'])}"
+        return f"`{arm}`: {verdict_of(arm, summary['arms'][arm], summary['reference'], summary.get('unit'))}"
 
     def verdicts(self, name: str) -> str:
         """The sentences on all arms of a comparison, as a list."""
@@ -54,8 +54,9 @@ class Results:
 
     def pairs(self, name: str) -> str:
         """The sentences on arms that are judged against each other."""
-        judged = self.read(f"{name}/summary.json")["pairs"]
-        return "\n".join(f"- `{pair['arm']}`: {verdict_of(pair['arm'], pair, pair['against'])}" for pair in judged)
+        summary = self.read(f"{name}/summary.json")
+        unit, judged = summary.get("unit"), summary["pairs"]
+        return "\n".join(f"- `{pair['arm']}`: {verdict_of(pair['arm'], pair, pair['against'], unit)}" for pair in judged)
 
     def slower(self, name: str, first: str, second: str, batch: int = 256) -> str:
         """How many times as long the second arm's predictions take as the first's."""

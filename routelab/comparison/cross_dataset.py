@@ -20,7 +20,7 @@ def across(names: Sequence[str], results: Path = Path("results"), place: Path | 
     Arms are matched by label; one that is missing somewhere is judged by where it is. UsageError if two are on the same data, or
     have not the same reference. Returned, and left in `place`, are for
     each arm the interquartile mean of its differences in log loss, its probability of improvement and its data sets; ranks
-    with Friedman's p and Nemenyi's critical difference from five data sets on.
+    with Friedman's p and Nemenyi's critical difference from five data sets on; `covered`, the sources of uncertainty.
     """
     found = [finished_comparison(name, results) for name in names]
     folders = [folder.resolve() for folder, _, _ in found]
@@ -52,7 +52,11 @@ def across(names: Sequence[str], results: Path = Path("results"), place: Path | 
     means = {arm: {name: sum(values) / len(values) for name, values in of.items()} for arm, of in losses.items()}
     everywhere = {arm: of for arm, of in means.items() if len(of) == len(names)}
     placed = ranks(everywhere)
-    made = {"experiments": list(names), "reference": reference, "arms": arms, "ranks": asdict(placed) if placed else None}
+    # The runs' test units are not read.
+    made = {
+        "experiments": list(names), "reference": reference, "arms": arms, "ranks": asdict(placed) if placed else None,
+        "covered": ["seeds"],
+    }  # fmt: skip
     if place is not None:
         write_json(place, made)
     return made
