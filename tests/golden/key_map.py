@@ -214,7 +214,7 @@ KEY_MAP = KeyMap(
             rf"{_ENTRY}\.(loss|metric|difference|by_domain\.[^.]+\.(loss|difference)){_ESTIMATE}",
             rf"{_ENTRY}\.metric_difference(\..+)?",
             rf"{_ENTRY}\.(covered|withheld|limited|over_seeds|supported_margin|diverged|pair_diverged|sequential)(\..+)?",
-            rf"{_ENTRY}\.warnings(\..+)?",
+            rf"{_ENTRY}\.(warnings|notes)(\..+)?",
             rf"{_ENTRY}\.(bca|p_sign_flip|detectable|state|difference)",
             r"arms\.[^.]+\.to_target\.(seeds|reached)",
             r"(unit|uncertainty|split_note|looks|withdrawn|withdrawal|first_look)(\..+)?",
