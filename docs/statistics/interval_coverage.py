@@ -1,6 +1,6 @@
 """Simulate the coverage of the 95% interval of `estimate_two_way` for several laws of seed and unit effects.
 
-    python docs/statistics/interval_coverage.py [--draws N] [--output docs/statistics/interval_coverage.csv] [--markdown docs/statistics/interval_coverage.md]
+    python docs/statistics/interval_coverage.py [--draws N] [--output CSV] [--markdown FILE]
 
 The script writes the CSV file and prints its tables in Markdown; with `--markdown` it writes them to a file too. With
 `--tables` it draws nothing and renders the CSV file that exists.
@@ -445,7 +445,8 @@ def render(rows: Sequence[dict[str, str]]) -> str:
     lines = [
         "# Coverage of the 95% interval over seeds and test units",
         "",
-        "Written by `python docs/statistics/interval_coverage.py --markdown docs/statistics/interval_coverage.md`; every row is in interval_coverage.csv.",
+        "Written by `python docs/statistics/interval_coverage.py --markdown docs/statistics/interval_coverage.md`; every row is in "
+        "interval_coverage.csv.",
         "Shares are those of the variance of the mean. The largest simulation error at a coverage of 95% is "
         f"{max(math.sqrt(0.0475 / int(row['draws'])) for row in rows if row['law'] in LAWS):.4f}, for ratios of sums "
         f"{max(math.sqrt(0.0475 / int(row['draws'])) for row in rows if row['law'] == RATIO_LAW):.4f}.",
