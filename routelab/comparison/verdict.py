@@ -183,7 +183,7 @@ def _price_of_loss(entry: Mapping[str, Any]) -> str:
     if own["bound"] == "<":
         return f"a loss that the cheapest dense model of the ladder undercuts (leverage below {own['mean']:.2g})"
     interval = f" [{own['low']:.2f}, {own['high']:.2f}]" if _finite(own["low"], own["high"]) else ""
-    earlier = ", earlier runs' FLOPs included," if entry.get("initial_flops") else ""
+    earlier = " (earlier runs' FLOPs included)" if entry.get("initial_flops") else ""
     return f"which dense models reach with {own['mean']:.2f}x its training FLOPs{earlier}{interval}"
 
 
@@ -450,8 +450,8 @@ def _arms(labels: Sequence[str], arms: Mapping[str, Any]) -> str:
 
 
 def _covers_both(arm: Mapping[str, Any]) -> bool:
-    difference = arm.get("difference") or {}
-    return arm.get("covered") == ["seeds", "examples"] and bool(difference.get("standard_error"))
+    error = (arm.get("difference") or {}).get("standard_error")
+    return arm.get("covered") == ["seeds", "examples"] and _finite(error) and bool(error)
 
 
 def explain_uncertainty(arms: Mapping[str, Any], reference: str | None, unit: str | None) -> str | None:
