@@ -341,7 +341,7 @@ def _power_text(arms: Mapping[str, Any], seeds: int, uncertainty: Sequence[str])
         low, high = format_change_size(min(detectable)), format_change_size(max(detectable))
         size = low if low == high else f"{low} to {high} (by arm)"
         texts.append(
-            f"Before adjustment, at level .05, a true difference in test loss must be about {size} to be found 8 times in 10."
+            f"Before adjustment, tests at level .05 find a true difference in test loss of about {size} 8 times in 10."
         )
     return texts
 
