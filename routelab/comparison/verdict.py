@@ -325,8 +325,8 @@ def _one_seed_text(uncertainty: Sequence[str]) -> str:
     if list(uncertainty) == ["examples"]:
         return "One seed says nothing about how much seeds differ."
     return (
-        "One seed says nothing about how much seeds differ, so there are no intervals. seeds=auto adds seeds while a verdict is "
-        "open, up to statistics.max_seeds."
+        "One seed says nothing about how much seeds differ, so there are no intervals. seeds=auto adds seeds while they can lead to "
+        "a verdict, up to statistics.max_seeds."
     )
 
 
@@ -385,7 +385,8 @@ def _population(arms: Mapping[str, Any], covered: Sequence[str]) -> str:
 
 def _limits(arms: Mapping[str, Any], unit: str) -> list[str]:
     """Return which standard error is the larger one for which arms, and what would shrink them."""
-    both = {label: arm["difference"] for label, arm in arms.items() if _covers_both(arm)}
+    # seeds=auto adds no seeds for an arm that diverged.
+    both = {label: arm["difference"] for label, arm in arms.items() if _covers_both(arm) and arm["withheld"] != "diverged"}
     if not both:
         return []
     units = pluralise(unit)

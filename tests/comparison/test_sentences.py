@@ -299,8 +299,8 @@ CASES = [
     Case(" The comparison is not fair: outputs of mine depend on what they must not.",
          lambda: sentence(TWO, changes={"mine": {"leaks": "later tokens"}}), lambda: sentence(TWO)),
     # Caveat.
-    Case("One seed says nothing about how much seeds differ, so there are no intervals. seeds=auto adds seeds while a verdict is "
-         "open, up to statistics.max_seeds.",
+    Case("One seed says nothing about how much seeds differ, so there are no intervals. seeds=auto adds seeds while they can lead to a "
+         "verdict, up to statistics.max_seeds.",
          lambda: caveat({"mine": BETTER[:1]}), lambda: caveat({"mine": BETTER[:1]}, options=options(*UNITS))),
     Case("One seed says nothing about how much seeds differ. Intervals cover test examples only: claims are about these trained "
          "models.",
@@ -333,6 +333,8 @@ CASES = [
          lambda: caveat({"mine": BETTER, "other": values(0.1, 0.2, 0.1, 0.3, 0.2)}), lambda: caveat(TWO)),
     Case("The larger standard error is that over test examples for every arm.", lambda: caveat({"a": BY_UNITS, "b": BY_UNITS}),
          lambda: caveat({"a": BY_UNITS, "b": BY_UNITS, "c": CONSTANT})),
+    Case("The larger standard error is that over ", lambda: caveat({"a": BY_SEEDS}, failures={("a", 0): "failed"}),
+         lambda: caveat({"a": BY_SEEDS}, failures={("a", 0): "diverged"})),
     Case("The larger standard error is that over test examples for a and over seeds for b.",
          lambda: caveat({"a": BY_UNITS, "b": BY_SEEDS}), lambda: caveat({"a": BY_UNITS, "b": BY_UNITS})),
     Case("More seeds would hardly help: the test examples are the limit for a. With any number of seeds, at least 99% of the standard "

@@ -26,8 +26,8 @@ def test_one_seed():
     made = summary({"dense": [1.0], "switch": [0.9], "soft": [1.1]})
     assert made["sentence"] == "On digits, at equal forward FLOPs per example: switch and soft cannot be judged by one seed."
     assert made["caveat"] == (
-        "One seed says nothing about how much seeds differ, so there are no intervals. seeds=auto adds seeds while a verdict is open, "
-        "up to statistics.max_seeds."
+        "One seed says nothing about how much seeds differ, so there are no intervals. seeds=auto adds seeds while they can lead to a "
+        "verdict, up to statistics.max_seeds."
     )
     assert made["arms"]["switch"]["verdict"] == "test loss -10.0% against dense; one seed gives no interval"
     assert "1 seeds" not in made["caveat"]
