@@ -122,10 +122,11 @@ def announcement(ready: Any) -> str:
         costs.append(f"{ahead.uncounted} of them not counted in FLOPs")
     if ahead.seconds is not None:
         minutes = ahead.seconds / 60
-        costs.append(f"about {minutes:.0f} min if nothing else runs here" if minutes >= 1.5 else "about a minute")
+        costs.append(f"about {minutes:.0f} min if nothing else runs here" if minutes >= 1.5 else "less than 2 min")
     text += f"; {', '.join(costs)}"
-    if ahead.effect is not None and len(ready.labels) > 1 and config.seeds != "auto":
-        text += f"; differences of {ahead.effect:.1f} standard deviations between seeds will be found 8 times in 10"
+    over_seeds = "seeds" in config.statistics.uncertainty and config.seeds != "auto"
+    if ahead.effect is not None and len(ready.labels) > 1 and over_seeds:
+        text += f"; over seeds alone, differences of {ahead.effect:.1f} standard deviations between seeds would be found 8 times in 10"
     return text
 
 
@@ -142,15 +143,19 @@ def inference_lines(summary: dict[str, Any]) -> list[str]:
 
 
 def pair_lines(summary: dict[str, Any]) -> list[str]:
-    """What is said of arms that were judged against each other."""
+    """Return the verdicts on arms that were judged against each other, below a heading."""
     from routelab.comparison.verdict import name_tests
 
     pairs = summary.get("pairs") or ()
-    level = format_level(summary["level"])
-    judged = {f"{pair['arm']} against {pair['against']}": pair for pair in pairs if pair["covered"]}
-    tests = f"{name_tests(judged, summary['sequential'], summary['unit'])}, " if judged else ""
-    heading = [f"In pairs, which are a family of claims of their own ({tests}level {level}):"] if pairs else []
-    return heading + [f"  {pair['arm']}: {pair['verdict']}" for pair in pairs]
+    if not pairs:
+        return []
+    judged = any(pair["state"] for pair in pairs)
+    tests = name_tests({str(number): pair for number, pair in enumerate(pairs)}, summary["sequential"], summary["unit"])
+    test = f" ({tests}, level {format_level(summary['level'])})" if judged else ""
+    return [
+        f"In pairs, which are a family of claims of their own{test}:",
+        *(f"  {pair['arm']}: {pair['verdict']}" for pair in pairs),
+    ]
 
 
 def frontier_line(frontier: dict[str, Any]) -> str:

@@ -64,7 +64,7 @@ _PHRASES = {"better": "better", "worse": "worse", "equivalent": "equivalent"}
 
 
 def withdrawal_text(withdrawn: Mapping[str, Any] | None, seeds: int) -> str | None:
-    """Return the sentence on the verdicts that are withdrawn; None if none is.
+    """Return the sentences on the verdicts that are withdrawn; None if none is.
 
     Args:
         withdrawn: `EarlierLooks.withdrawn`.
@@ -77,6 +77,6 @@ def withdrawal_text(withdrawn: Mapping[str, Any] | None, seeds: int) -> str | No
     }
     claims = "; ".join(f"{join_names(labels)} {phrase}" for phrase, labels in groups.items() if labels)
     return (
-        f"This comparison was judged before with {withdrawn['seeds']} seeds and now has {seeds}, so it is judged sequentially, and the "
-        f"earlier verdicts are withdrawn{f' ({claims})' if claims else ''}."
+        f"This comparison was judged before at a fixed number of seeds, {withdrawn['seeds']}. It is now judged sequentially, at "
+        f"{seeds}, and the earlier verdicts are withdrawn{f' ({claims})' if claims else ''}."
     )

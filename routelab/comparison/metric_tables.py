@@ -40,7 +40,9 @@ class MetricTables:
     def __init__(self, records: Sequence[Record], read: UnitReader = no_units) -> None:
         self._records: dict[str, dict[int, Record]] = {}
         self._diverged: dict[str, set[int]] = {}
+        self._tried: dict[str, set[int]] = {}
         for record in records:
+            self._tried.setdefault(record["arm"], set()).add(record["seed"])
             if record["status"] == "ok":
                 self._records.setdefault(record["arm"], {})[record["seed"]] = record
             elif record.get("diverged"):
@@ -67,8 +69,12 @@ class MetricTables:
         return [domain for domain in by_domain[0] if all(domain in domains for domains in by_domain)] if by_domain else []
 
     def diverged(self, *arms: str) -> int:
-        """Return the number of seeds on which the training of at least one of the arms diverged."""
-        return len(set[int]().union(*(self._diverged.get(arm, set()) for arm in arms)))
+        """Return the number of seeds that all of the arms have tried and on which at least one of them diverged.
+
+        With seeds=auto, the reference goes on to seeds that a decided arm does not have; they are no part of that arm's result.
+        """
+        tried = set.intersection(*(self._tried.get(arm, set()) for arm in arms))
+        return len(tried & set[int]().union(*(self._diverged.get(arm, set()) for arm in arms)))
 
     def values(self, arm: str, seeds: Sequence[int], metric: str, domain: str | None = None) -> Floats | None:
         """Return a metric's recorded value for each seed, (S,); None if a record does not have it.

@@ -145,7 +145,8 @@ def format_change(difference: Interval | None, missing: str = "") -> str:
         difference: Difference of log losses; bounds that are not finite are left out.
         missing: Text where there is no difference.
     """
-    mean, low, high = (_to_percent(finite((difference or {}).get(key))) for key in ("mean", "low", "high"))
+    mean, low, high = (finite((difference or {}).get(key)) for key in ("mean", "low", "high"))
+    mean, low, high = (None if log is None else to_percent(log) for log in (mean, low, high))
     if mean is None:
         return missing
     return f"{mean:+.1f}%" + ("" if low is None or high is None else f" [{low:+.1f}, {high:+.1f}]")
@@ -158,7 +159,7 @@ def format_change_in_table(difference: Interval | None) -> str:
     """
     if difference is None:
         return "-"
-    low, mean, high = (math.expm1(difference[key]) * 100 for key in ("low", "mean", "high"))
+    low, mean, high = (to_percent(difference[key]) for key in ("low", "mean", "high"))
     return f"{mean:+.1f}% [{low:+.1f}, {high:+.1f}]" if math.isfinite(low) else f"{mean:+.1f}%"
 
 
@@ -195,8 +196,9 @@ def format_units(number: int, unit: str) -> str:
     return f"{number:,} {unit if number == 1 else pluralise(unit)}"
 
 
-def _to_percent(log: float | None) -> float | None:
-    return None if log is None else 100 * math.expm1(log)
+def to_percent(log: float) -> float:
+    """Return a difference of logs as a change in percent; infinity if the change is too large for a float."""
+    return 100 * math.expm1(log) if log < 700 else math.inf
 
 
 def format_half_width(interval: Interval | None) -> str:

@@ -309,7 +309,7 @@ def test_a_leak_is_marked_wherever_the_arm_is(tmp_path):
     rows = {row["arm"]: row["leaks"] for row in csv.DictReader((tmp_path / "results/mine/results.csv").open())}
     assert rows == {"dense": "", "switch": "", "expert_choice": "other examples"}
     assert done.summary["arms"]["expert_choice"]["verdict"].endswith("leaks: an output depends on other examples")
-    assert done.summary["sentence"].endswith("outputs depend on what they must not: expert_choice.")
+    assert done.summary["sentence"].endswith("outputs of expert_choice depend on what they must not.")
     assert (tmp_path / "results/mine/report.html").read_text().count('<small class="bad">leaks: other examples</small>') == 1
     assert "expert_choice (leaks: other examples)" in list(table(done.summary).columns[0].cells)
     client = MlflowClient(f"sqlite:///{tmp_path}/results/mlflow.db")

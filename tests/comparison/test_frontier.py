@@ -111,7 +111,7 @@ def test_what_an_arm_builds_on_counts_in_its_leverage():
     alone, whole = (frontier_of(found, rows, "dense")["arms"]["mix"]["own"] for found in (records, built))
     assert whole["mean"] == pytest.approx(alone["mean"] / 2)
     made = summarise("m", built, ["dense", "mix"], "dense", frontier=frontier_of(built, rows, "dense"))
-    assert "its training FLOPs, earlier runs' counted" in made["arms"]["mix"]["verdict"]
+    assert "its training FLOPs (earlier runs' FLOPs included)" in made["arms"]["mix"]["verdict"]
 
 
 @pytest.mark.parametrize("budget", [Budget(flops=1e9), Budget(seconds=3)])

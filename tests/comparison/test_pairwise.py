@@ -42,8 +42,8 @@ def test_differences_are_those_of_the_pair_and_adjusted_among_the_pairs_alone():
     assert first["p_holm"] == pytest.approx(2 * p)
     assert (first["state"], second["state"]) == ("better", "equivalent")
     assert first["verdict"].startswith("better: test loss -5.")
-    assert "against without, n=4" in first["verdict"]
-    assert "no difference in time" in first["verdict"]
+    assert "against without, 4 seeds, on this test split, " in first["verdict"]
+    assert "equal training time within 5% [1.00, 1.00]" in first["verdict"]
 
 
 def test_a_pair_of_arms_that_share_no_seed_says_so():
@@ -51,7 +51,7 @@ def test_a_pair_of_arms_that_share_no_seed_says_so():
     apart = [each for each in apart if not (each["arm"] == "with" and each["seed"] == 0)]
     (judged,) = judged_pairs(PAIRS[:1], apart, "accuracy", StatisticsOptions(), sequential=False)
     assert judged["difference"] is None
-    assert judged["verdict"] == "shares no seed with without"
+    assert judged["verdict"] == "shares no finished seed with without"
 
 
 def test_the_figure_has_the_load_of_both_sides():

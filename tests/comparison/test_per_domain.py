@@ -3,16 +3,22 @@
 import csv
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from routelab.baselines.base import Prediction
 from routelab.baselines.evaluation_metrics import close_look, close_sums
 from routelab.comparison.csv_export import write_domains
+from routelab.comparison.metric_tables import MetricTables
 from routelab.comparison.per_domain import domains_of
+from routelab.comparison.statistics.hypothesis_tests import describe_contrast
+from routelab.comparison.statistics.two_way import estimate_two_way
 from routelab.comparison.summary import summarise
+from routelab.config.schema import StatisticsOptions
 from routelab.core.flops import Flops
 from routelab.data.task import Batch, InputSpec, Task
+from routelab.data.unit_table import UnitTable
 from routelab.report.comparison_report import write_report
 
 
@@ -34,15 +40,41 @@ RECORDS = [
 ]
 
 
+def by_domain(records, label):
+    return domains_of(
+        MetricTables(records), label, "dense", lambda contrast: describe_contrast(contrast, StatisticsOptions(), False)
+    )
+
+
 def test_differences_are_paired_domain_by_domain():
-    found = domains_of(RECORDS, "mine", "dense", 0.05)
+    found = by_domain(RECORDS, "mine")
     assert found["a"]["loss"]["mean"] == pytest.approx(1.05)
     assert found["a"]["difference"]["mean"] == pytest.approx(math.log(0.5))
     assert found["a"]["difference"]["low"] == pytest.approx(math.log(0.5))  # the same with both seeds
     assert found["b"]["difference"]["mean"] == pytest.approx(0.0)
     assert found["a"]["difference"]["n"] == 2
-    assert domains_of(RECORDS, "dense", "dense", 0.05)["a"]["difference"] is None
-    assert domains_of([{**each, "by_domain": {}} for each in RECORDS], "mine", "dense", 0.05) == {}
+    assert by_domain(RECORDS, "dense")["a"]["difference"] is None
+    assert by_domain([{**each, "by_domain": {}} for each in RECORDS], "mine") == {}
+
+
+def test_domains_cover_the_test_units_of_their_own():
+    """A unit's rows by domain: the error over units is that of the domain's losses alone."""
+    losses = {"dense": [[1.0, 1.0, 1.0, 1.0], [1.0, 1.0, 1.0, 1.0]], "mine": [[1.1, 0.9, 1.3, 1.1], [1.3, 1.1, 1.5, 1.3]]}
+    domain, tables, records = np.array(["a", "a", "b", "b"]), {}, []
+    for arm, loss_SR in losses.items():
+        for seed, loss_R in enumerate(np.array(loss_SR)):
+            tables[arm, seed] = UnitTable(np.arange(4), domain, {"loss": loss_R, "count": np.ones(4)})
+            means = {name: float(loss_R[domain == name].mean()) for name in "ab"}
+            records.append(record(arm, seed, means) | {"units": {"unit": "document", "number": 4, "pooled": False}})
+    read = MetricTables(records, lambda each: tables[each["arm"], each["seed"]])
+    found = domains_of(read, "mine", "dense", lambda contrast: describe_contrast(contrast, StatisticsOptions(), False))
+    for name, columns in (("a", slice(0, 2)), ("b", slice(2, 4))):
+        loss_SU = np.array(losses["mine"])[:, columns]
+        mean_S1 = loss_SU.mean(1, keepdims=True)
+        expected = estimate_two_way(np.log(mean_S1) + loss_SU / mean_S1 - 1)
+        assert found[name]["difference"]["units"] == 2
+        assert found[name]["difference"]["mean"] == pytest.approx(expected.mean)
+        assert found[name]["difference"]["standard_error"] == pytest.approx(expected.standard_error)
 
 
 def test_a_row_for_each_arm_seed_and_domain(tmp_path):

@@ -5,6 +5,7 @@ import math
 import pytest
 
 from routelab.comparison.summary import summarise
+from routelab.config.schema import StatisticsOptions
 
 
 def record(arm, seed, loss, ratio=1.0):
@@ -24,7 +25,10 @@ def summary(losses, reference="dense", ratios=None, **more):
 def test_one_seed():
     made = summary({"dense": [1.0], "switch": [0.9], "soft": [1.1]})
     assert made["sentence"] == "On digits, at equal forward FLOPs per example: switch and soft cannot be judged by one seed."
-    assert made["caveat"].startswith("One seed says nothing about how much seeds differ; with seeds=5 there are intervals.")
+    assert made["caveat"] == (
+        "One seed says nothing about how much seeds differ, so there are no intervals. seeds=auto adds seeds while they can lead to a "
+        "verdict, up to statistics.max_seeds."
+    )
     assert made["arms"]["switch"]["verdict"] == "test loss -10.0% against dense; one seed gives no interval"
     assert "1 seeds" not in made["caveat"]
 
@@ -33,18 +37,20 @@ def test_several_seeds():
     """Ratios of 0.5 and 2 with a spread of under 1%, and one arm that is as often above as below."""
     base = [1.0, 1.01, 0.99, 1.0, 1.02]
     wobble = [1.1, 0.91, 1.09, 0.9, 1.02]
-    made = summary({"dense": base, "good": [0.5 * x for x in base[::-1]], "bad": [2 * x for x in base[::-1]], "like": wobble})
+    losses = {"dense": base, "good": [0.5 * x for x in base[::-1]], "bad": [2 * x for x in base[::-1]], "like": wobble}
+    made = summary(losses, options=StatisticsOptions(uncertainty=["seeds"]))
     assert made["sentence"] == (
         "On digits, at equal forward FLOPs per example: good had a lower test loss than dense; bad had a higher test loss than "
         "dense; like could not be told apart from dense (paired t-tests over seeds, Holm-adjusted, level .05)."
     )
     assert made["caveat"].startswith("With 5 seeds the smallest possible exact sign-flip p is 0.0625, so that test can never")
-    assert "a difference in test loss must be about 2.7% to 18% (by arm) to be found 8 times in 10." in made["caveat"]
+    assert "find a true difference in test loss of about 2.7% to 18% (by arm) 8 times in 10." in made["caveat"]
+    assert "sign-flip" not in summary(losses)["caveat"]
 
 
 def test_a_range_of_one_value_is_one_value():
     made = summary({"dense": [1.0, 1.1], "switch": [1.1, 1.1]})
-    assert "must be about 118% to be found" in made["caveat"]
+    assert "of about 118% 8 times in 10." in made["caveat"]
     assert "by arm" not in made["caveat"]
     assert "could not be told apart" in made["sentence"]
 
@@ -55,7 +61,7 @@ def test_failures_are_named():
         "On digits, at equal forward FLOPs per example: soft cannot be judged by one seed; switch failed on every seed."
     )
     made = summary({"dense": [None, 1.1], "switch": [1.0, None]})
-    assert "switch shared no seed with dense" in made["sentence"]
+    assert "switch shared no finished seed with dense" in made["sentence"]
     made = summary({"dense": [None], "switch": [1.0]})
     assert made["sentence"] == "On digits, the reference dense failed on every seed, so no arm could be compared with it."
 
@@ -82,7 +88,7 @@ def test_equal_cost_is_only_claimed_where_it_holds(ratios, words):
 
 def test_arms_whose_flops_nobody_counts_are_named():
     made = summary({"dense": [1.0], "switch": [0.9], "forest": [0.9]}, ratios={"dense": 1.0, "switch": 1.0, "forest": None})
-    assert made["sentence"].endswith("one seed. FLOPs are not counted, and so not equal, for forest.")
+    assert made["sentence"].endswith("one seed. The FLOPs of forest are not counted, so they may differ.")
 
 
 def test_losses_differ_in_logs():
@@ -91,10 +97,23 @@ def test_losses_differ_in_logs():
 
 
 def test_differences_that_are_all_equal_leave_no_doubt():
-    """Of arms that no seed moves: not undecided, and not for want of seeds."""
-    made = summary({"dense": [1.0, 1.0, 1.0], "worse": [2.0, 2.0, 2.0], "same": [1.0, 1.0, 1.0]})["arms"]
+    """Differences of arms that vary with the seed: not undecided, and not for want of seeds."""
+    base = [1.0, 2.0, 1.0]
+    made = summary({"dense": base, "worse": [2.0, 4.0, 2.0], "same": base})["arms"]
     assert (made["worse"]["state"], made["same"]["state"]) == ("worse", "equivalent")
-    assert made["worse"]["verdict"].startswith("worse: test loss +100.0% [+100.0, +100.0] against dense, n=3, Holm p=0")
+    assert made["worse"]["verdict"] == (
+        "worse: test loss +100.0% [+100.0, +100.0] against dense, 3 seeds, on this test split, Holm p=0"
+    )
+
+
+def test_arms_that_no_seed_moves_are_not_judged_over_seeds():
+    """Three equal differences of such arms are one observation, and no test units were recorded."""
+    made = summary({"dense": [1.0, 1.0, 1.0], "worse": [2.0, 2.0, 2.0]})
+    assert made["arms"]["worse"]["state"] is None
+    assert made["arms"]["worse"]["verdict"] == (
+        "test loss +100.0% against dense; both arms have the same results at every seed, and no test units were recorded"
+    )
+    assert made["sentence"].endswith(": worse cannot be judged by these data.")
 
 
 def test_with_looks_after_every_seed_nothing_is_said_that_holds_at_one_look_alone():
@@ -105,10 +124,10 @@ def test_with_looks_after_every_seed_nothing_is_said_that_holds_at_one_look_alon
     for arm in ("good", "far"):
         entry = made["arms"][arm]
         assert entry["p_sign_flip"] is entry["detectable"] is entry["bca"] is None
-        assert not {"p_t", "p_holm", "p_equivalent"} & set(entry)
+        assert entry["p_t"] is entry["p_holm"] is entry["p_equivalent"] is None
     assert made["arms"]["far"]["state"] == "better"
     assert "sign-flip" not in made["caveat"]
-    assert "intervals hold at every look, p-values would not" in made["caveat"]
+    assert "intervals hold at every interim analysis, p-values would not" in made["caveat"]
     two = summary({"dense": base[:2], "good": [0.9, 0.91]}, sequential=True)["arms"]["good"]
     assert "[no bounds from so few seeds]" in two["verdict"]
 
@@ -118,14 +137,16 @@ def test_an_arm_that_never_ran_is_not_called_causal():
     assert (made["dense"]["causal"], made["switch"]["causal"]) == (True, None)
 
 
-def test_no_difference_in_time_is_said_with_its_interval():
+def test_an_undecided_difference_in_time_is_said_with_its_interval():
     records = [
-        record(arm, seed, 1.0) | {"seconds": 2.0 ** (seed * (arm == "switch"))}
+        record(arm, seed, 1.0 + 0.1 * seed * (arm == "switch")) | {"seconds": 2.0 ** (seed * (arm == "switch"))}
         for arm in ("dense", "switch")
         for seed in (-1, 0, 1)
     ]
     made = summarise("mine", records, ["dense", "switch"], "dense")
-    assert "no difference in time [0.18, 5.59]" in made["arms"]["switch"]["verdict"]  # exp(+-4.303 ln 2 / sqrt 3)
+    assert (
+        "difference in training time undecided [0.18, 5.59]" in made["arms"]["switch"]["verdict"]
+    )  # exp(+-4.303 ln 2 / sqrt 3)
 
 
 def test_without_a_reference_no_column_is_held_against_none():
