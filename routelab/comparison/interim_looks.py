@@ -77,6 +77,6 @@ def withdrawal_text(withdrawn: Mapping[str, Any] | None, seeds: int) -> str | No
     }
     claims = "; ".join(f"{join_names(labels)} {phrase}" for phrase, labels in groups.items() if labels)
     return (
-        f"This comparison was judged before at a fixed number of seeds, {withdrawn['seeds']}. It is now judged sequentially, at "
+        f"This comparison was judged before with {withdrawn['seeds']} seeds. It is now judged sequentially, with "
         f"{seeds}, and the earlier verdicts are withdrawn{f' ({claims})' if claims else ''}."
     )

@@ -198,7 +198,7 @@ def notes_of(entry: Mapping[str, Any], unit: str | None) -> list[str]:
     if units is not None and units < FEW_UNITS:
         notes.append(f"only {format_units(units, unit or 'example')}")
     elif is_concentrated(entry):
-        notes.append(f"{_concentration(entry, unit or 'example')} of the influence")
+        notes.append(f"{_concentration(entry, unit or 'example')} of the squared influence on the difference")
     return notes
 
 

@@ -136,7 +136,7 @@ def test_verdict_in_words():
     assert entry["verdict"].startswith("better: test loss -")
     assert "which dense models reach with 2." in entry["verdict"] or "which dense models reach with 1.9" in entry["verdict"]
     assert "6 seeds, on this test split, Holm p=" in entry["verdict"]
-    assert entry["verdict"].endswith("equal time within 5% [1.00, 1.00]")
+    assert entry["verdict"].endswith("equal training time within 5% [1.00, 1.00]")
     assert "a loss that no dense model of the ladder reaches (leverage above 4)" in verdict(loss=1.0)["verdict"]
     assert "the cheapest dense model of the ladder undercuts (leverage below 0.25)" in verdict(loss=5.0)["verdict"]
 

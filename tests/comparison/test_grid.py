@@ -185,5 +185,5 @@ def test_a_comparison_that_breaks_does_not_look_alive(tmp_path, monkeypatch):
 
 def test_no_seed_is_added_once_everything_is_settled(tmp_path, monkeypatch):
     monkeypatch.setattr(comparison_runner, "run_jobs", pretended({"switch": -2.0}, spread=0.001))
-    done = carry_out(planned(tmp_path, "seeds=auto", "statistics.min_seeds=5"))
-    assert done.summary["arms"]["switch"]["n"] == 5
+    done = carry_out(planned(tmp_path, "seeds=auto", "statistics.min_seeds=6"))
+    assert done.summary["arms"]["switch"]["n"] == 6

@@ -55,7 +55,7 @@ def test_a_comparison_of_other_runs_is_another_comparison(cells):
 def test_the_withdrawal_names_what_was_claimed():
     text = withdrawal_text(looks(stored(2)).withdrawn, 3)
     assert text == (
-        "This comparison was judged before with 2 seeds and now has 3, so it is judged sequentially, and the earlier verdicts are "
+        "This comparison was judged before with 2 seeds. It is now judged sequentially, with 3, and the earlier verdicts are "
         "withdrawn (switch worse)."
     )
     quiet = stored(2)

@@ -40,10 +40,12 @@ RECORDS = [
 ]
 
 
+def describe(contrast):
+    return describe_contrast(contrast, StatisticsOptions(), sequential=False)
+
+
 def by_domain(records, label):
-    return domains_of(
-        MetricTables(records), label, "dense", lambda contrast: describe_contrast(contrast, StatisticsOptions(), False)
-    )
+    return domains_of(MetricTables(records), label, "dense", describe, describe)
 
 
 def test_differences_are_paired_domain_by_domain():
@@ -67,11 +69,12 @@ def test_domains_cover_the_test_units_of_their_own():
             means = {name: float(loss_R[domain == name].mean()) for name in "ab"}
             records.append(record(arm, seed, means) | {"units": {"unit": "document", "number": 4, "pooled": False}})
     read = MetricTables(records, lambda each: tables[each["arm"], each["seed"]])
-    found = domains_of(read, "mine", "dense", lambda contrast: describe_contrast(contrast, StatisticsOptions(), False))
+    found = domains_of(read, "mine", "dense", describe, describe)
     for name, columns in (("a", slice(0, 2)), ("b", slice(2, 4))):
         loss_SU = np.array(losses["mine"])[:, columns]
-        mean_S1 = loss_SU.mean(1, keepdims=True)
-        expected = estimate_two_way(np.log(mean_S1) + loss_SU / mean_S1 - 1)
+        # Without one of two units, the loss is that of the other one.
+        without_SU = np.log(loss_SU[:, ::-1])
+        expected = estimate_two_way(np.log(loss_SU.mean(1, keepdims=True)) + without_SU.mean(1, keepdims=True) - without_SU)
         assert found[name]["difference"]["units"] == 2
         assert found[name]["difference"]["mean"] == pytest.approx(expected.mean)
         assert found[name]["difference"]["standard_error"] == pytest.approx(expected.standard_error)

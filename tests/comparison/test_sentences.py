@@ -433,11 +433,11 @@ def paired(arms, pair=("mine", "other"), sequential=False, chosen=None, dense=No
 
 
 OTHER_CASES = [
-    Case("This comparison was judged before at a fixed number of seeds, 5. It is now judged sequentially, at 8, and the earlier "
+    Case("This comparison was judged before with 5 seeds. It is now judged sequentially, with 8, and the earlier "
          "verdicts are withdrawn (mine better; other worse).", lambda: withdrawal(5, 8), lambda: withdrawal(5, 5)),
     Case("and the earlier verdicts are withdrawn (mine equivalent).", lambda: withdrawal(arms={"mine": ALIKE}), withdrawal),
     Case("and the earlier verdicts are withdrawn.", lambda: withdrawal(arms={"mine": UNDECIDED}), withdrawal),
-    Case("This comparison was judged before at a fixed number of seeds, 5.", withdrawal, lambda: withdrawal(sequential=True)),
+    Case("This comparison was judged before with 5 seeds.", withdrawal, lambda: withdrawal(sequential=True)),
     Case(" Beside dense, at equal additional training FLOPs (what earlier runs took is sunk): mine (better), other (worse); at equal "
          "total training FLOPs (earlier runs' counted): other (worse).",
          lambda: readings(1.024e9, 0.976e9), lambda: readings(1.026e9, 0.976e9)),

@@ -203,7 +203,10 @@ def test_notes_are_given_where_a_reader_must_know():
     assert notes_of(entry(), "image") == []
     assert notes_of(entry(pair_diverged=1), "image") == ["1 of 5 seeds diverged"]
     warned = {"outlying_seeds": [3], "concentration": 0.96, "depends_on_seed": True}
-    assert notes_of(entry(warnings=warned), "image") == ["seed 3 is an outlier", "10 of 360 images carry 96% of the influence"]
+    assert notes_of(entry(warnings=warned), "image") == [
+        "seed 3 is an outlier",
+        "10 of 360 images carry 96% of the squared influence on the difference",
+    ]
     assert notes_of(entry(warnings={**warned, "outlying_seeds": [1, 3]}), "image")[0] == "seeds 1 and 3 are outliers"
     assert notes_of(entry(difference={"n": 4, "units": 12}), "day") == ["only 12 days"]
     assert notes_of(entry(difference=None, warnings={}), None) == []

@@ -190,7 +190,8 @@ class KeyMap:
 ORIGINAL = KeyMap()
 """The map that changes nothing: the names of f3c8993."""
 
-_ENTRY = r"(arms\.[^.]+|pairs\.\d+)"
+# Labels of arms may contain dots.
+_ENTRY = r"(arms\..+?|pairs\.\d+)"
 _ESTIMATE = r"\.(standard_error|degrees_of_freedom|units|seed_error|unit_error|seed_floor|unit_floor)"
 
 KEY_MAP = KeyMap(
@@ -209,14 +210,14 @@ KEY_MAP = KeyMap(
     record=Names(added=(r"units(\.\w+)?",)),
     summary=Names(
         # Advice on a number of seeds is gone, and so are means over the seeds that reached a loss.
-        patterns=((rf"^{_ENTRY}\.seeds_needed$", ""), (r"^arms\.[^.]+\.to_target\.(flops|seconds|censored).*", "")),
+        patterns=((rf"^{_ENTRY}\.seeds_needed$", ""), (r"^arms\..+\.to_target\.(flops|seconds|censored).*", "")),
         added=(
-            rf"{_ENTRY}\.(loss|metric|difference|by_domain\.[^.]+\.(loss|difference)){_ESTIMATE}",
+            rf"{_ENTRY}\.(loss|metric|difference|by_domain\..+?\.(loss|difference)){_ESTIMATE}",
             rf"{_ENTRY}\.metric_difference(\..+)?",
             rf"{_ENTRY}\.(covered|withheld|limited|over_seeds|supported_margin|diverged|pair_diverged|sequential)(\..+)?",
             rf"{_ENTRY}\.(warnings|notes)(\..+)?",
-            rf"{_ENTRY}\.(bca|p_sign_flip|detectable|state|difference)",
-            r"arms\.[^.]+\.to_target\.(seeds|reached)",
+            rf"{_ENTRY}\.(bca|p_sign_flip|detectable|state|difference|p_t|p_holm|p_equivalent)(\..+)?",
+            r"arms\..+\.to_target\.(seeds|reached|flops|seconds)(\..+)?",
             r"(unit|uncertainty|split_note|looks|withdrawn|withdrawal|first_look)(\..+)?",
         ),
     ),
