@@ -209,10 +209,16 @@ KEY_MAP = KeyMap(
     config_added={"statistics.uncertainty": ["seeds"]},
     record=Names(added=(r"units(\.\w+)?",)),
     summary=Names(
-        # Advice on a number of seeds is gone, and so are means over the seeds that reached a loss.
-        patterns=((rf"^{_ENTRY}\.seeds_needed$", ""), (r"^arms\..+\.to_target\.(flops|seconds|censored).*", "")),
+        # Advice on a number of seeds is gone, and so are means over the seeds that reached a loss. With seeds=auto, bounds of the
+        # differences by domain hold at all interim analyses.
+        patterns=(
+            (r"^arms\..+\.by_domain\..+\.difference\.(low|high)$", ""),
+            (rf"^{_ENTRY}\.seeds_needed$", ""),
+            (r"^arms\..+\.to_target\.(flops|seconds|censored).*", ""),
+        ),
         added=(
             rf"{_ENTRY}\.(loss|metric|difference|by_domain\..+?\.(loss|difference)){_ESTIMATE}",
+            r"arms\..+\.by_domain\..+\.difference\.(low|high)",
             rf"{_ENTRY}\.metric_difference(\..+)?",
             rf"{_ENTRY}\.(covered|withheld|limited|over_seeds|supported_margin|diverged|pair_diverged|sequential)(\..+)?",
             rf"{_ENTRY}\.(warnings|notes)(\..+)?",
