@@ -40,8 +40,16 @@ def test_the_script_imports_nothing_of_routelab():
     assert not any(name and "routelab" in name for name in names)
 
 
-@pytest.mark.parametrize("metric", ["accuracy", "bits_per_byte", "r2"])
-@pytest.mark.parametrize("uncertainty", ["[seeds,examples]", "[seeds]", "[examples]"])
+@pytest.mark.parametrize(
+    ("metric", "uncertainty"),
+    [
+        ("accuracy", "[seeds,examples]"),
+        ("bits_per_byte", "[seeds,examples]"),
+        ("r2", "[seeds,examples]"),
+        ("accuracy", "[seeds]"),
+        ("accuracy", "[examples]"),
+    ],
+)
 def test_a_fixed_comparison(script, monkeypatch, tmp_path, metric, uncertainty):
     world = World(gain={"switch": 0.3, "top2": -0.1}, metric=metric)
     run(monkeypatch, tmp_path, world, "seeds=4", f"statistics.uncertainty={uncertainty}")

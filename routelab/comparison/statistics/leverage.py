@@ -68,13 +68,25 @@ def cost_to(target: float, points: Sequence[Point]) -> Reach:
 
 
 def log_leverage(dense: Sequence[Point], arm: Sequence[Point], targets: Sequence[float]) -> Floats:
-    """log EL (K,) = log C_dense(L) - log C_arm(L); NaN where either is censored."""
-    found = np.full(len(targets), np.nan)
-    for k, target in enumerate(targets):
-        ours, theirs = cost_to(target, arm), cost_to(target, dense)
-        if ours.bound == theirs.bound == "=":
-            found[k] = math.log(theirs.cost / ours.cost)
-    return found
+    """Return log EL = log C_dense(L) - log C_arm(L) at each target L, (K,); NaN if either side does not reach it.
+
+    Args:
+        dense: Endpoints of the dense ladder.
+        arm: Endpoints of the arm.
+        targets: Losses, (K,).
+    """
+    loss_K = np.asarray(targets, dtype=np.float64)
+    return _log_cost(dense, loss_K) - _log_cost(arm, loss_K)
+
+
+def _log_cost(points: Sequence[Point], loss_K: Floats) -> Floats:
+    """Return the log of the cost at which the envelope of some points reaches each loss, (K,); NaN outside its range."""
+    envelope = best_so_far(points)
+    if not envelope:
+        raise ValueError("there are no finite points to reach a loss with")
+    costs, losses = np.array(envelope).T
+    is_reached = (loss_K <= losses[0]) & (loss_K >= losses[-1])
+    return np.where(is_reached, np.interp(-loss_K, -losses, np.log(costs)), math.nan)
 
 
 def common_range(dense: Sequence[Point], arm: Sequence[Point]) -> tuple[float, float] | None:

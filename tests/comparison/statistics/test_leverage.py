@@ -92,7 +92,7 @@ def test_interval_covers(n: int) -> None:
 @pytest.mark.parametrize("uncertainty", [["seeds"], ["examples"], ["seeds", "examples"]])
 def test_interval_covers_test_units(uncertainty: list[str]) -> None:
     """Losses that units share between runs and differ in between arms: about the population of units, seeds alone cover too little."""
-    rng, hits, trials, n, units = np.random.default_rng(9), 0, 150, 5, 100
+    rng, hits, trials, n, units = np.random.default_rng(9), 0, 100, 5, 100
     cost = np.logspace(9, 11, 5)
     law = lambda c: 1.0 + 2.0 * (c / 1e9) ** -0.2  # noqa: E731
     table = np.repeat(cost[:, None], n, 1)
