@@ -136,7 +136,7 @@ def _summary(
         frontier=frontier_of(ordered, ready.rows, ready.reference, tables, config.statistics.uncertainty),
     ) | {"tuned": choose_rates(records), "rows": described(ready.rows), "cells": cells_of(ordered)}  # fmt: skip
     summary["pairs"] = judged_pairs(ready.pairs, main, summary["metric"], config.statistics, is_sequential, tables, first_look)
-    summary["looks"] = earlier.with_seeds(seeds)
+    summary["looks"] = earlier.seed_counts(seeds)
     summary["withdrawn"] = earlier.withdrawn if is_sequential else None
     summary["withdrawal"] = withdrawal_text(summary["withdrawn"], seeds)
     summary["series"] = series_of([row.matched.choice for row in ready.rows if row.is_main])

@@ -68,7 +68,7 @@ class MetricTables:
         by_domain = [record.get("by_domain") or {} for record in self._records.get(arm, {}).values()]
         return [domain for domain in by_domain[0] if all(domain in domains for domains in by_domain)] if by_domain else []
 
-    def diverged(self, *arms: str) -> int:
+    def count_diverged(self, *arms: str) -> int:
         """Return the number of seeds that all of the arms have tried and on which at least one of them diverged.
 
         With seeds=auto, the reference goes on to seeds that a decided arm does not have; they are no part of that arm's result.
@@ -138,16 +138,16 @@ class MetricTables:
         if tables[0] is not None and tables[1] is not None and self._same_units(arm, against, seeds[0]):
             table_SU = tables[0] - tables[1]
         is_constant = _is_constant(sides[0], tables[0]) and _is_constant(sides[1], tables[1])
-        return Contrast(sides[0] - sides[1], table_SU, not is_constant, tuple(seeds), self.diverged(arm, against))
+        return Contrast(sides[0] - sides[1], table_SU, not is_constant, tuple(seeds), self.count_diverged(arm, against))
 
-    def level(self, arm: str, metric: str, domain: str | None = None) -> Contrast | None:
+    def one_sample(self, arm: str, metric: str, domain: str | None = None) -> Contrast | None:
         """Return a metric of one arm in the form of a contrast, for its own interval; None if a record does not have it."""
         seeds = self.seeds(arm)
         values_S = self.values(arm, seeds, metric, domain) if seeds else None
         if values_S is None:
             return None
         table_SU = self.table(arm, seeds, metric, domain)
-        return Contrast(values_S, table_SU, not _is_constant(values_S, table_SU), tuple(seeds), self.diverged(arm))
+        return Contrast(values_S, table_SU, not _is_constant(values_S, table_SU), tuple(seeds), self.count_diverged(arm))
 
     def _same_units(self, arm: str, against: str, seed: int) -> bool:
         tables = self._table(arm, seed), self._table(against, seed)

@@ -25,7 +25,7 @@ def test_without_an_earlier_summary_there_is_no_earlier_look():
         found = looks(summary)
         assert found == EarlierLooks()
         assert not found.is_sequential(5)
-        assert found.with_seeds(5) == [5]
+        assert found.seed_counts(5) == [5]
 
 
 def test_the_same_seeds_again_are_no_further_look():
@@ -36,7 +36,7 @@ def test_the_same_seeds_again_are_no_further_look():
 def test_another_number_of_seeds_is_a_further_look(seeds):
     found = looks(stored(2))
     assert found.is_sequential(seeds)
-    assert found.with_seeds(seeds) == sorted({2, seeds})
+    assert found.seed_counts(seeds) == sorted({2, seeds})
 
 
 def test_a_sequential_comparison_stays_sequential():

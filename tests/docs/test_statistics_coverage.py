@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from routelab.comparison.statistics.contrast import Contrast
-from routelab.comparison.statistics.sequential import analyse
+from routelab.comparison.statistics.sequential import analyse_interim
 from routelab.comparison.statistics.two_way import estimate_two_way, influence_concentration, pigeonhole_standard_error
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "statistics"
@@ -209,7 +209,7 @@ def test_interim_analyses_are_those_of_the_package(sequential, with_units):
         result = sequential["judge_interim"](analyses, n, with_units=with_units, units=units, margin=margin)
         for r, arms in enumerate(tables[:, :, :n]):
             contrasts = {str(a): Contrast(table_SU.mean(1), table_SU) for a, table_SU in enumerate(arms)}
-            for name, expected in analyse(contrasts, margin, LEVEL, uncertainty).items():
+            for name, expected in analyse_interim(contrasts, margin, LEVEL, uncertainty).items():
                 index = r, int(name)
                 assert result.low[index] == pytest.approx(expected.interval.low, rel=1e-6)
                 assert result.high[index] == pytest.approx(expected.interval.high, rel=1e-6)
