@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 from routelab.cli.app import app
 from routelab.comparison.results import report_again
 from routelab.comparison.verdict import verdict_of
-from routelab.report.arm_labels import coverage_of, describe_intervals, intervals_of, larger_source, sample_of, sources_of
 from routelab.report.comparison_report import write_report
+from routelab.report.interval_labels import coverage_of, describe_intervals, intervals_of, larger_error, sample_of, sources_of
 from routelab.report.plots.arm_plots import forest
 from routelab.report.plots.pairwise_plots import pairs as drawn_pairs
 
@@ -153,9 +153,9 @@ def test_sources_and_samples() -> None:
     assert [sources_of(each) for each in (BOTH, OF_SEEDS, OF_UNITS, NEITHER, None, {"mean": 1.0, "n": 3})] == [
         ("seeds", "examples"), ("seeds",), ("examples",), (), (), (),
     ]  # fmt: skip
-    assert [larger_source(each) for each in (BOTH, SEEDS_MATTER_MORE, OF_SEEDS, OF_UNITS, None)] == [
-        "units",
-        "seeds",
+    assert [larger_error(each) for each in (BOTH, SEEDS_MATTER_MORE, OF_SEEDS, OF_UNITS, None)] == [
+        "unit_error",
+        "seed_error",
         None,
         None,
         None,
