@@ -111,7 +111,16 @@ def entry_of(
     tables: MetricTables,
     options: StatisticsOptions,
 ) -> dict[str, Any]:
-    """Return the results of one arm by itself, and the ratio of its training time to the reference's."""
+    """Return the results of one arm by itself, and the ratio of its training time to the reference's.
+
+    Args:
+        records: One record for each arm and seed.
+        label: Label of the arm.
+        metric: Metric of the data.
+        reference: Label of the reference, None if there is none.
+        tables: Tables of the comparison's runs.
+        options: Level and sources of uncertainty.
+    """
     mine = {r["seed"]: r for r in records if r["arm"] == label and r["status"] == "ok"}
     entry: dict[str, Any] = {"n": len(mine), "failed": sum(r["arm"] == label for r in records) - len(mine)}
     entry["diverged"] = tables.count_diverged(label)
