@@ -1,4 +1,4 @@
-"""Looking again after every seed without being fooled: a t-test that holds at all looks together. Pure functions of numbers.
+"""A t-test that holds at all interim analyses together, one after every seed. Pure functions of numbers.
 
 The null hypothesis is that the paired differences d_1, d_2, ... (one for each seed) are normal with mean theta, their variance
 unknown. Under a normal prior N(0, g) on the effect size (mean - theta) / deviation and the scale-free prior on the deviation
@@ -7,7 +7,7 @@ unknown. Under a normal prior N(0, g) on the effect size (mean - theta) / deviat
     e_n(theta) = (1 + n g)^(-1/2) * [(1 + t^2 / nu) / (1 + t^2 / (nu (1 + n g)))]^((nu + 1) / 2),     nu = n - 1,
 
 and a martingale of mean 1 if theta is the mean (Lai 1976; Wang & Ramdas 2025, Anytime-valid t-tests and confidence sequences).
-By Ville's inequality it ever reaches 1 / alpha with probability at most alpha, whenever and however often one looks: all the
+By Ville's inequality it ever reaches 1 / alpha with probability at most alpha, however many analyses there are: all the
 theta with e_n(theta) < 1 / alpha are an interval that covers the mean at all n at once with probability 1 - alpha.
 """
 
