@@ -220,9 +220,9 @@ def _test_at_interim(
 
 def _withhold(contrast: Contrast, result: Result) -> Result:
     """Withhold the verdict if a run diverged, or if it is a claim that an outlying seed decides."""
-    outlying = [contrast.seeds[position] for position in outlying_seeds(contrast.values_S.tolist())] if contrast.seeds else []
-    if "seeds" not in result.covered:
-        outlying = []
+    outlying: list[int] = []
+    if contrast.seeds and "seeds" in result.covered:
+        outlying = [contrast.seeds[position] for position in outlying_seeds(contrast.values_S.tolist())]
     if contrast.diverged and result.state is not None:
         return replace(result, state="withheld", withheld="diverged", outlying=outlying)
     if outlying and result.state in ("better", "worse", "equivalent"):
@@ -232,11 +232,10 @@ def _withhold(contrast: Contrast, result: Result) -> Result:
 
 def _warnings(contrast: Contrast, result: Result) -> dict[str, Any]:
     """Return the properties of the data that a reader must know: outlying seeds, and the influence of single test units."""
-    units = result.estimate.units if "examples" in result.covered else None
-    concentrated = contrast.table_SU is not None and units is not None
+    table_SU = contrast.table_SU if "examples" in result.covered else None
     return {
         "outlying_seeds": result.outlying,
-        "concentration": influence_concentration(contrast.table_SU) if concentrated else None,  # type: ignore[arg-type]
+        "concentration": None if table_SU is None else influence_concentration(table_SU),
         "depends_on_seed": contrast.depends_on_seed,
     }
 
