@@ -76,14 +76,14 @@ def _row(run: pd.DataFrame, metric: str, domain: str | None) -> np.ndarray:
 def two_way(table_SU: np.ndarray, level: float, uncertainty: list[str]) -> Bounds:
     """Return the t-interval of the mean of a table over seeds, units, or both."""
     n, m = table_SU.shape
-    long = pd.DataFrame(table_SU).melt(ignore_index=False, var_name="unit", value_name="d").rename_axis("seed").reset_index()
-    mean = float(long.d.mean())
-    by_seed, by_unit = long.groupby("seed").d.mean(), long.groupby("unit").d.mean()
+    cells = pd.DataFrame(table_SU).melt(ignore_index=False, var_name="unit", value_name="d").rename_axis("seed").reset_index()
+    mean = float(cells.d.mean())
+    by_seed, by_unit = cells.groupby("seed").d.mean(), cells.groupby("unit").d.mean()
     if not np.ptp(table_SU, axis=0).any() or uncertainty == ["examples"]:
         return _t_interval(mean, by_unit.sem(), m - 1, level)
     if uncertainty == ["seeds"]:
         return _t_interval(mean, by_seed.sem(), n - 1, level)
-    residual = long.d - long.seed.map(by_seed) - long.unit.map(by_unit) + mean
+    residual = cells.d - cells.seed.map(by_seed) - cells.unit.map(by_unit) + mean
     seed, unit, error = by_seed.var() / n, by_unit.var() / m, (residual**2).sum() / ((n - 1) * (m - 1)) / (n * m)
     variance = seed + unit - error
     if variance > max(seed, unit):
@@ -100,12 +100,8 @@ def _t_interval(mean: float, error: float, df: float, level: float) -> Bounds:
 
 def log_bayes_factor(values: np.ndarray, theta: float, skewed: bool) -> float:
     """Return the log of the Bayes factor against the mean theta, from the t statistic or from Hall's."""
-    n, deviation = len(values), values.std(ddof=1)
-    z = (values.mean() - theta) / deviation
-    if skewed:
-        g = stats.skew(values)
-        z = z + g * z**2 / 3 + g**2 * z**3 / 27 + g / (6 * n)
-    square = n * z**2
+    n = len(values)
+    square = n * (_hall(values, theta) if skewed else (values.mean() - theta) / values.std(ddof=1)) ** 2
     return -0.5 * math.log1p(n) + n / 2 * (math.log1p(square / (n - 1)) - math.log1p(square / (n - 1) / (n + 1)))
 
 
@@ -115,11 +111,11 @@ def anytime(values: np.ndarray, level: float) -> Bounds:
     far = 1e6 * deviation
     if log_bayes_factor(values, mean - far, skewed=False) < bar:
         return -math.inf, mean, math.inf
-    ends = []
+    bounds = []
     for side in (-1, 1):
         reach = [_crossing(values, side, bar, skewed) for skewed in (False, True)]
-        ends.append(mean + side * max(reach))
-    return ends[0], mean, ends[1]
+        bounds.append(mean + side * max(reach))
+    return bounds[0], mean, bounds[1]
 
 
 def _crossing(values: np.ndarray, side: int, bar: float, skewed: bool) -> float:
@@ -169,12 +165,12 @@ def intervals(files: Files) -> Iterator[tuple[str, Bounds, dict[str, Any]]]:
                     two_way(files.table(label, files.seeds(label), name), files.level, files.uncertainty),
                     arm[kind],
                 )
-        for domain, found in arm["by_domain"].items():
+        for domain, result in arm["by_domain"].items():
             if arm["n"] > 1:
                 table_SU = files.table(label, files.seeds(label), "loss", domain)
-                yield "domain's loss", two_way(table_SU, files.level, files.uncertainty), found["loss"]
-            if found["difference"]:
-                yield "domain's difference", of(files.difference(label, reference, "log_loss", domain), 1), found["difference"]
+                yield "domain's loss", two_way(table_SU, files.level, files.uncertainty), result["loss"]
+            if result["difference"]:
+                yield "domain's difference", of(files.difference(label, reference, "log_loss", domain), 1), result["difference"]
         if label in judged:
             table_SU = files.difference(label, reference, "log_loss")
             yield "difference", of(table_SU, len(judged)), arm["difference"]
@@ -208,49 +204,49 @@ def _leverage(files: Files, arm: str) -> Iterator[tuple[str, Bounds, dict[str, A
     sums = {name: [_group_sums(files, name, seed) for seed in seeds] for name in used}
     groups = len(sums[used[0]][0])
 
-    def points(names: list[str], kept: list[int], left_out: int | None) -> list[tuple[float, float]]:
+    def points(names: list[str], chosen: list[int], left_out: int | None) -> list[tuple[float, float]]:
         result = []
         for name in names:
             losses = []
-            for s in kept:
-                part = sums[name][s] if left_out is None else sums[name][s].drop(index=left_out)
-                losses.append(part["loss"].sum() / part["count"].sum())
-            result.append((float(np.log(cost[name][kept]).mean()), float(np.mean(losses))))
+            for s in chosen:
+                groups_left = sums[name][s] if left_out is None else sums[name][s].drop(index=left_out)
+                losses.append(groups_left["loss"].sum() / groups_left["count"].sum())
+            result.append((float(np.log(cost[name][chosen]).mean()), float(np.mean(losses))))
         return result
 
     everything = list(range(len(seeds)))
     stored = files.summary["arms"][arm]["leverage"]
     targets = [at["loss"] for at in stored["at"]]
-    ends = [_envelope(points(labels[side], everything, None)) for side in (reference, arm)]
-    low, high = max(end[-1][1] for end in ends), min(end[0][1] for end in ends)
+    fronts = [_envelope(points(labels[side], everything, None)) for side in (reference, arm)]
+    low, high = max(front[-1][1] for front in fronts), min(front[0][1] for front in fronts)
     grid = [low + (high - low) * (k + 0.5) / 33 for k in range(33)]
 
-    def statistic(kept: list[int], left_out: int | None) -> np.ndarray:
-        dense, mine = (_envelope(points(labels[side], kept, left_out)) for side in (reference, arm))
-        own = points(main, kept, left_out)[0]
-        logs = [_log_cost(dense, own[1]) - own[0]]
-        logs += [_log_cost(dense, loss) - _log_cost(mine, loss) for loss in targets]
+    def statistic(chosen: list[int], left_out: int | None) -> np.ndarray:
+        dense_front, arm_front = (_envelope(points(labels[side], chosen, left_out)) for side in (reference, arm))
+        log_cost, loss_of_main = points(main, chosen, left_out)[0]
+        logs = [_log_cost(dense_front, loss_of_main) - log_cost]
+        logs += [_log_cost(dense_front, loss) - _log_cost(arm_front, loss) for loss in targets]
         if targets:
-            logs.append(float(np.nanmean([_log_cost(dense, loss) - _log_cost(mine, loss) for loss in grid])))
+            logs.append(float(np.nanmean([_log_cost(dense_front, loss) - _log_cost(arm_front, loss) for loss in grid])))
         return np.array(logs)
 
-    estimate, parts = statistic(everything, None), []
+    estimate, replicates = statistic(everything, None), []
     if "seeds" in files.uncertainty:
-        parts.append(np.array([statistic([s for s in everything if s != seed], None) for seed in everything]))
+        replicates.append(np.array([statistic([s for s in everything if s != seed], None) for seed in everything]))
     if "examples" in files.uncertainty:
-        parts.append(np.array([statistic(everything, group) for group in range(groups)]))
-    variances = [(len(part) - 1) / len(part) * ((part - part.mean(0)) ** 2).sum(0) for part in parts]
+        replicates.append(np.array([statistic(everything, group) for group in range(groups)]))
+    variances = [(len(values) - 1) / len(values) * ((values - values.mean(0)) ** 2).sum(0) for values in replicates]
     total = sum(variances)
-    df = total**2 / sum(v**2 / (len(part) - 1) for v, part in zip(variances, parts, strict=True))
+    df = total**2 / sum(v**2 / (len(values) - 1) for v, values in zip(variances, replicates, strict=True))
     half = stats.t.ppf(0.975, df) * np.sqrt(total)
-    wanted = [stored["own"], *stored["at"], *([stored["mean"]] if targets else [])]
-    for value, width, found in zip(estimate, half, wanted, strict=True):
-        yield "leverage", (math.exp(value - width), math.exp(value), math.exp(value + width)), found
+    expected = [stored["own"], *stored["at"], *([stored["mean"]] if targets else [])]
+    for value, width, interval in zip(estimate, half, expected, strict=True):
+        yield "leverage", (math.exp(value - width), math.exp(value), math.exp(value + width)), interval
 
 
 def _costs(files: Files, row: dict[str, Any], seeds: list[int]) -> np.ndarray:
-    ends = files.endpoints
-    chosen = ends[(ends.arm == row["arm"]) & (ends["size"] == row["size"]) & (ends.budget == row["budget"])]
+    endpoints = files.endpoints
+    chosen = endpoints[(endpoints.arm == row["arm"]) & (endpoints["size"] == row["size"]) & (endpoints.budget == row["budget"])]
     earlier = chosen.set_index("seed").get("initial_flops", pd.Series(0.0, index=chosen.seed)).fillna(0.0)
     return (chosen.set_index("seed").flops_model + earlier).loc[seeds].to_numpy()
 

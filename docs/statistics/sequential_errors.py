@@ -8,7 +8,7 @@ The script writes the CSV file and prints its tables in Markdown; with `--markdo
 An arm's table is d_su = effect + a_s + b_u + e_su with normal effects and errors. The standard deviation between the seeds of
 one test split is 1 (unit below: sd), of which a quarter of the variance comes from errors. The standard error of the mean over
 units, with infinitely many seeds, is `unit_se`. The arms are independent. There is an interim analysis after each seed from 5
-to 20; all of them use the same test units. The rule is that of `sequential.analyse`, over both sources or over seeds alone;
+to 20; all of them use the same test units. The rule is that of `sequential.analyse_interim`, over both sources or over seeds alone;
 tests/docs/test_statistics_coverage.py compares the two.
 
 Tables are not drawn cell by cell: the analyses depend on sums over units alone, whose laws are exact.
@@ -167,7 +167,7 @@ def _seed_interval(analyses: Analyses, n: int, effect: float, level: float) -> t
 def judge_interim(
     analyses: Analyses, n: int, effect: float = 0.0, *, with_units: bool = True, units: int = UNITS, margin: float = MARGIN_SD
 ) -> Results:
-    """Judge all arms on the first n seeds, as `sequential.analyse` does.
+    """Judge all arms on the first n seeds, as `sequential.analyse_interim` does.
 
     Args:
         analyses: Statistics without the effect.

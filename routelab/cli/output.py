@@ -59,7 +59,8 @@ def table(summary: dict[str, Any], without: Collection[str] = ()) -> Table:
         summary: Summary of a comparison.
         without: Columns of `_EXPENDABLE` to leave out.
     """
-    from routelab.report.arm_labels import marked, unit_of
+    from routelab.report.arm_labels import marked
+    from routelab.report.interval_labels import unit_of
 
     reference, unit = summary["reference"], pluralise(unit_of(summary))
     arms = list(summary["arms"].items())
@@ -106,11 +107,11 @@ def print_table(out: Console, summary: dict[str, Any]) -> None:
     for name in reversed(_EXPENDABLE):
         if Measurement.get(out, unlimited, table(summary, without - {name})).maximum <= out.width:
             without -= {name}
-    whole = table(summary, without)
+    fitting = table(summary, without)
     width = out.width
     if not out.is_terminal:
-        out.width = max(width, Measurement.get(out, unlimited, whole).maximum)
-    out.print(whole)
+        out.width = max(width, Measurement.get(out, unlimited, fitting).maximum)
+    out.print(fitting)
     out.width = width
     if without:
         named = [summary["metric"] if name == "metric" else name for name in _EXPENDABLE if name in without]
@@ -123,13 +124,13 @@ def _failed(arm: Mapping[str, Any]) -> str:
 
 def _standard_error(difference: Mapping[str, Any] | None, key: str) -> str | Text:
     """Return a standard error of a difference in percent, the larger one of two in bold."""
-    from routelab.report.arm_labels import larger_source
+    from routelab.report.interval_labels import larger_error
 
     value = (difference or {}).get(key)
     if value is None:
         return "-"
-    larger = {"seeds": "seed_error", "units": "unit_error"}.get(larger_source(difference) or "")
-    return Text(format_change_size(value), style="bold") if key == larger else format_change_size(value)
+    text = format_change_size(value)
+    return Text(text, style="bold") if key == larger_error(difference) else text
 
 
 def print_differences(out: Console, title: str, differing: Mapping[str, tuple[Any, Any]]) -> None:

@@ -24,7 +24,7 @@ def report_command(
     from routelab.cli.output import console, print_json
     from routelab.comparison.cross_dataset import across
     from routelab.comparison.results import report_again
-    from routelab.report.arm_labels import SEEDS_ALONE, is_older
+    from routelab.report.interval_labels import SEEDS_ALONE, is_older
 
     out = console(quiet=as_json)
     if len(experiments) == 1:

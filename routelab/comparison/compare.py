@@ -94,8 +94,8 @@ def carry_out(
     work = ComparisonRunner(ready, tracker, parent, logged, watch)
     try:
         work.run(ready.jobs)
-        while resolved.config.seeds == "auto" and (more := _more(ready, work.everything, earlier)):
-            work.run(more)
+        while resolved.config.seeds == "auto" and (jobs := _next_jobs(ready, work.everything, earlier)):
+            work.run(jobs)
         ordered = best_rates(work.everything)
         summary = _summary(ready, work.everything, ordered, earlier) | dict(beside or {})
         _write(resolved.output, summary, ordered, ready.rows)
@@ -136,7 +136,7 @@ def _summary(
         frontier=frontier_of(ordered, ready.rows, ready.reference, tables, config.statistics.uncertainty),
     ) | {"tuned": choose_rates(records), "rows": described(ready.rows), "cells": cells_of(ordered)}  # fmt: skip
     summary["pairs"] = judged_pairs(ready.pairs, main, summary["metric"], config.statistics, is_sequential, tables, first_look)
-    summary["looks"] = earlier.with_seeds(seeds)
+    summary["looks"] = earlier.seed_counts(seeds)
     summary["withdrawn"] = earlier.withdrawn if is_sequential else None
     summary["withdrawal"] = withdrawal_text(summary["withdrawn"], seeds)
     summary["series"] = series_of([row.matched.choice for row in ready.rows if row.is_main])
@@ -153,10 +153,10 @@ def _first_look(ready: Plan, earlier: EarlierLooks) -> int:
     return min((ready.resolved.config.statistics.min_seeds, *earlier.seeds))
 
 
-def _more(ready: Plan, records: Sequence[Mapping[str, Any]], earlier: EarlierLooks) -> list[Job]:
+def _next_jobs(ready: Plan, records: Sequence[Mapping[str, Any]], earlier: EarlierLooks) -> list[Job]:
     """Return the runs of the next seeds, with seeds=auto: those of the reference and of the arms that more seeds can decide.
 
-    An arm counts if its verdict against the reference, or in a pair, is open, unless the test set is the limit or a run diverged.
+    Such an arm has a verdict for which `Result.needs_seeds` is true, against the reference or in a pair.
     """
     options, reference = ready.resolved.config.statistics, ready.reference
     assert reference is not None
@@ -168,18 +168,18 @@ def _more(ready: Plan, records: Sequence[Mapping[str, Any]], earlier: EarlierLoo
         (pair_contrasts(ready.pairs, tables), {pair_name(pair): pair for pair in ready.pairs}),
     ]
     trained = len({record["seed"] for record in records if record["arm"] == reference})
-    labels, wanted = {reference}, []
+    labels, missing_seeds = {reference}, []
     for contrasts, members in families:
         for name, result in evaluate_contrasts(contrasts, options, True, _first_look(ready, earlier)).items():
             if result.needs_seeds and contrasts[name].depends_on_seed:
                 labels.update(members[name])
-                wanted.append((seeds_to_decide(contrasts[name], result) or options.max_seeds) - trained)
+                missing_seeds.append((seeds_to_decide(contrasts[name], result) or options.max_seeds) - trained)
     # All arms that are still open have as many seeds as the reference.
-    most = options.max_seeds - trained
-    if not wanted or most < 1:
+    limit = options.max_seeds - trained
+    if not missing_seeds or limit < 1:
         return []
     # Never more than twice as many at once: an estimate from few seeds is rough.
-    count = min(most, max(1, min(*wanted, trained)))
+    count = min(limit, max(1, min(*missing_seeds, trained)))
     return ready.jobs_of([row for row in main if row.label in labels], range(trained, trained + count))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from routelab.comparison.results import finished_comparison
 from routelab.comparison.statistics.cross_dataset_statistics import interquartile_mean, probability_of_improvement, ranks
-from routelab.comparison.statistics.hypothesis_tests import differences
+from routelab.comparison.statistics.influence import SMALLEST_LOSS
 from routelab.core.errors import UsageError
 from routelab.records.json_io import write_json
 
@@ -36,7 +37,7 @@ def across(names: Sequence[str], results: Path = Path("results"), place: Path | 
     losses: dict[str, dict[str, list[float]]] = {}
     for name, (_, summary, records) in zip(names, found, strict=True):
         labels = list(summary["arms"])
-        for label, values in differences(labels, reference, records).items():
+        for label, values in _differences(labels, reference, records).items():
             gaps.setdefault(label, {})[name] = values
         for record in records:
             if record["status"] == "ok" and record["arm"] in labels:
@@ -53,13 +54,24 @@ def across(names: Sequence[str], results: Path = Path("results"), place: Path | 
     everywhere = {arm: of for arm, of in means.items() if len(of) == len(names)}
     placed = ranks(everywhere)
     # The runs' test units are not read.
-    made = {
+    result = {
         "experiments": list(names), "reference": reference, "arms": arms, "ranks": asdict(placed) if placed else None,
         "covered": ["seeds"],
     }  # fmt: skip
     if place is not None:
-        write_json(place, made)
-    return made
+        write_json(place, result)
+    return result
+
+
+def _differences(labels: Sequence[str], reference: str, records: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
+    """Return the log test loss of each arm minus the reference's, by seed, for arms that share a seed with it."""
+    logs: dict[str, dict[int, float]] = {label: {} for label in (*labels, reference)}
+    for record in records:
+        if record["status"] == "ok" and record["arm"] in logs:
+            logs[record["arm"]][record["seed"]] = math.log(max(record["test"]["loss"], SMALLEST_LOSS))
+    base = logs.pop(reference)
+    common = {label: sorted(set(by_seed) & set(base)) for label, by_seed in logs.items()}
+    return {label: [logs[label][seed] - base[seed] for seed in seeds] for label, seeds in common.items() if seeds}
 
 
 def _must_differ(names: Sequence[str], records: Sequence[Sequence[Mapping[str, Any]]]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from routelab.comparison.grid import Row
 from routelab.core.number_format import finite
 from routelab.records.csv_io import write_csv
-from routelab.report.arm_labels import larger_source, sources_of
+from routelab.report.interval_labels import larger_error, sources_of
 
 _TAIL = (
     "flops_model", "flops_executed", "flops_per_example", "active_params", "total_params", "seconds", "drop_rate", "load_cv",
@@ -73,16 +73,17 @@ def write_curves(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
 _ESTIMATE = (
     "mean", "low", "high", "standard_error", "degrees_of_freedom", "seed_error", "unit_error", "n", "units",
 )  # fmt: skip
+_LARGER = {"seed_error": "seeds", "unit_error": "units", None: None}
 _TESTS = ("p_t", "p_holm", "p_equivalent", "supported_margin", "state", "withheld")
 
 
 def write_differences(path: Path, summary: Mapping[str, Any]) -> None:
     """Write differences.csv: a row for each estimate of a comparison.
 
-    The rows are an arm's own loss and metric (`against` is empty, and `difference` is the value itself), its differences from
-    the reference, both by domain, and the differences of pairs. "log_loss" is a difference of log test losses. `covered` names the
-    sources of uncertainty that `standard_error` and the interval cover, `larger` the source with the larger standard error.
-    Columns from `p` to `withheld` belong to claims, which are about the log loss of all test data.
+    The rows are an arm's own loss and metric, its differences from the reference, both by domain, and the differences of pairs.
+    In rows of an arm's own loss or metric, `against` is empty and `difference` is the value itself. "log_loss" is a difference of
+    log test losses. `covered` names the sources of uncertainty that `standard_error` and the interval cover, and `larger` the one
+    with the larger standard error. Columns from `p` to `withheld` belong to claims, which are about the log loss of all test data.
 
     Args:
         path: Path of the file.
@@ -102,7 +103,8 @@ def write_differences(path: Path, summary: Mapping[str, Any]) -> None:
         values = [finite(estimate[key]) for key in _ESTIMATE[:-2]] + [estimate[key] for key in _ESTIMATE[-2:]]
         tests = [claim.get(key) for key in _TESTS]
         tests = [finite(value) if isinstance(value, float) else value for value in tests]
-        lines.append([arm, against, domain, name, *values, "+".join(sources_of(estimate)), *tests, larger_source(estimate)])
+        larger = _LARGER.get(larger_error(estimate))
+        lines.append([arm, against, domain, name, *values, "+".join(sources_of(estimate)), *tests, larger])
 
     for label, arm in summary["arms"].items():
         add(label, None, "", "loss", arm["loss"], {})

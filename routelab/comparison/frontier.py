@@ -33,14 +33,27 @@ def frontier_of(
     tables: MetricTables | None = None,
     uncertainty: Collection[str] = ("seeds", "examples"),
 ) -> dict[str, Any] | None:
-    """The dense frontier and every arm's place on it; None without a ladder of at least two dense endpoints.
+    """Return the dense frontier, and what each arm's loss costs on it. FLOPs are those of `spent`.
 
-    points: label, FLOPs of training, test loss, of every dense endpoint, means over seeds; front: those of the lower envelope.
-    pareto: labels of the rows, of all arms, that no other beats on both.
-    arms: label -> `own` (leverage at its own loss), `at` (at three losses, if it was trained with several budgets), `mean`
-    (geometric mean over the common range), `effective_size` (None where the ladder and the arm did not see as much data, as with
-    a budget in FLOPs), `hypervolume`. reference_point: that of the hypervolume. FLOPs are those of `spent`. Intervals cover the
-    sources of `uncertainty`; test units come from `tables`.
+    Args:
+        records: One record for each row and seed.
+        rows: Arms at their sizes and budgets.
+        reference: Label of the dense reference, None if there is none.
+        tables: Tables by test unit; None = without test units.
+        uncertainty: Sources of uncertainty that intervals cover.
+
+    Returns:
+        None without a ladder of at least two dense endpoints. Otherwise a mapping:
+        `points`: label, training FLOPs and test loss of every dense endpoint, means over seeds.
+        `front`: Those of the lower envelope.
+        `pareto`: Labels of the rows, of all arms, that no other row beats in both.
+        `reference_point`: Reference point of the hypervolumes.
+        `arms`: Label -> results of the arm, with these keys.
+        `own`: Leverage at the arm's own loss.
+        `at`: Leverage at three losses, if the arm was trained with several budgets.
+        `mean`: Geometric mean of the leverage over the common range of losses.
+        `effective_size`: Dense size with the arm's loss; None if the ladder and the arm did not see as much data.
+        `hypervolume`: Hypervolume of the arm's endpoints.
     """
     dense = list(ladder_rows(rows, reference)) if reference else []
     # References outside the loop spend no FLOPs that could be counted, and have no place here.
@@ -100,15 +113,15 @@ def _own(
     """Return the leverage at the arm's own loss, or the ratio that it exceeds or falls short of if the ladder does not reach it."""
     cost, loss = float(np.exp(np.log(arm.cost).mean())), float(arm.loss.mean())
     reach = cost_to(loss, list(points.values()))
-    found = leverage(dense, arm, uncertainty=uncertainty).at if reach.bound == "=" else []
-    interval = found[0][1] if found else Interval(reach.cost / cost, math.nan, math.nan, arm.loss.shape[1])
+    at = leverage(dense, arm, uncertainty=uncertainty).at if reach.bound == "=" else []
+    interval = at[0][1] if at else Interval(reach.cost / cost, math.nan, math.nan, arm.loss.shape[1])
     return {"loss": loss, "bound": reach.bound, **interval.as_dict()}
 
 
 def to_target(records: Sequence[Mapping[str, Any]], reference: str, label: str) -> dict[str, Any] | None:
     """Return the ratio of an arm's training FLOPs and seconds to the reference's, up to the loss that the reference ends with.
 
-    The ratios come from the curves of validation loss, best so far, so they are for looking only: their points lie inside a
+    The ratios come from the curves of validation loss, best so far, so they support no claim: their points lie inside a
     schedule. The target is the highest of the reference's final validation losses. The arm's cost is known only on seeds on which
     it reached the target. A mean over these seeds would favour the arm, so ratios are given only if it reached it on every seed.
 
@@ -163,6 +176,6 @@ def _endpoints(
     cost = np.array([[spent(good[row.label][seed]) for seed in seeds] for row in rows])
     loss = np.array([[float(good[row.label][seed]["test"]["loss"]) for seed in seeds] for row in rows])
     without = [None if tables is None else tables.losses_without_groups(row.label, seeds) for row in rows]
-    known = [losses for losses in without if losses is not None]
-    complete = len(known) == len(rows) > 0 and len({len(losses) for losses in known}) == 1
-    return Endpoints(cost, loss, np.stack(known, 1) if complete else None)
+    recorded = [losses for losses in without if losses is not None]
+    is_complete = len(recorded) == len(rows) > 0 and len({len(losses) for losses in recorded}) == 1
+    return Endpoints(cost, loss, np.stack(recorded, 1) if is_complete else None)

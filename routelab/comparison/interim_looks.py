@@ -25,11 +25,19 @@ class EarlierLooks:
     withdrawn: Mapping[str, Any] | None = None
 
     def is_sequential(self, seeds: int) -> bool:
-        """Return whether an analysis with so many seeds must allow for earlier ones: it must unless all had as many."""
+        """Return whether an analysis must allow for earlier ones: it must unless all of them had as many seeds.
+
+        Args:
+            seeds: Number of seeds of the analysis.
+        """
         return self.sequential or any(earlier != seeds for earlier in self.seeds)
 
-    def with_seeds(self, seeds: int) -> list[int]:
-        """Return the numbers of seeds of all analyses, one with so many seeds included."""
+    def seed_counts(self, seeds: int) -> list[int]:
+        """Return the numbers of seeds of all analyses, ascending.
+
+        Args:
+            seeds: Number of seeds of the present analysis.
+        """
         return sorted({*self.seeds, seeds})
 
 
@@ -52,15 +60,15 @@ def earlier_looks(
     if reference not in common or not common & (set(labels) - {reference}):
         return EarlierLooks()
     seeds = len(summary.get("seeds") or ())
-    looks = tuple(sorted({*(summary.get("looks") or ()), seeds}))
+    seed_counts = tuple(sorted({*(summary.get("looks") or ()), seeds}))
     withdrawn = summary.get("withdrawn")
     if not summary.get("sequential"):
         states = {label: arm.get("state") for label, arm in (summary.get("arms") or {}).items() if arm.get("state")}
         withdrawn = {"seeds": seeds, "states": states}
-    return EarlierLooks(looks, bool(summary.get("sequential")), withdrawn)
+    return EarlierLooks(seed_counts, bool(summary.get("sequential")), withdrawn)
 
 
-_PHRASES = {"better": "better", "worse": "worse", "equivalent": "equivalent"}
+_CLAIMS = ("better", "worse", "equivalent")
 
 
 def withdrawal_text(withdrawn: Mapping[str, Any] | None, seeds: int) -> str | None:
@@ -72,10 +80,8 @@ def withdrawal_text(withdrawn: Mapping[str, Any] | None, seeds: int) -> str | No
     """
     if withdrawn is None:
         return None
-    groups = {
-        phrase: [label for label, state in withdrawn["states"].items() if state == name] for name, phrase in _PHRASES.items()
-    }
-    claims = "; ".join(f"{join_names(labels)} {phrase}" for phrase, labels in groups.items() if labels)
+    groups = {claim: [label for label, state in withdrawn["states"].items() if state == claim] for claim in _CLAIMS}
+    claims = "; ".join(f"{join_names(labels)} {claim}" for claim, labels in groups.items() if labels)
     return (
         f"This comparison was judged before with {withdrawn['seeds']} seeds. It is now judged sequentially, with "
         f"{seeds}, and the earlier verdicts are withdrawn{f' ({claims})' if claims else ''}."

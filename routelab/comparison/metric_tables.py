@@ -1,6 +1,6 @@
 """Tables of a metric by training seed and test unit, from the records and unit tables of a comparison's runs.
 
-Axes: R rows of a unit table, S seeds, U test units.
+Axes: R rows of a unit table, S seeds, U test units, G groups of test units.
 """
 
 from __future__ import annotations
@@ -25,19 +25,15 @@ _CACHED_UNITS = 100_000
 """Largest unit table that is kept in memory; larger ones are read again for each contrast."""
 
 
-def no_units(record: Record) -> None:
-    """Return None: the reader of a comparison without unit tables."""
-
-
 class MetricTables:
     """Tables of metrics of a comparison's runs by seed and test unit.
 
     Args:
         records: Records of the runs, one for each arm and seed.
-        read: Reader of their unit tables.
+        read: Reader of their unit tables; without it, no run has one.
     """
 
-    def __init__(self, records: Sequence[Record], read: UnitReader = no_units) -> None:
+    def __init__(self, records: Sequence[Record], read: UnitReader = lambda record: None) -> None:
         self._records: dict[str, dict[int, Record]] = {}
         self._diverged: dict[str, set[int]] = {}
         self._tried: dict[str, set[int]] = {}
@@ -60,18 +56,29 @@ class MetricTables:
         return next((str(name) for name in names if name), None)
 
     def seeds(self, arm: str) -> list[int]:
-        """Return the seeds on which the arm was trained and tested, in ascending order."""
+        """Return the seeds on which an arm was trained and tested, ascending.
+
+        Args:
+            arm: Label of the arm.
+        """
         return sorted(self._records.get(arm, ()))
 
     def domains(self, arm: str) -> list[str]:
-        """Return the domains by which the arm's results are recorded at every seed."""
+        """Return the domains by which an arm's results are recorded at every seed.
+
+        Args:
+            arm: Label of the arm.
+        """
         by_domain = [record.get("by_domain") or {} for record in self._records.get(arm, {}).values()]
         return [domain for domain in by_domain[0] if all(domain in domains for domains in by_domain)] if by_domain else []
 
-    def diverged(self, *arms: str) -> int:
+    def count_diverged(self, *arms: str) -> int:
         """Return the number of seeds that all of the arms have tried and on which at least one of them diverged.
 
-        With seeds=auto, the reference goes on to seeds that a decided arm does not have; they are no part of that arm's result.
+        With seeds=auto, the reference has seeds that a decided arm does not have. They do not count in that arm's result.
+
+        Args:
+            *arms: Labels of the arms.
         """
         tried = set.intersection(*(self._tried.get(arm, set()) for arm in arms))
         return len(tried & set[int]().union(*(self._diverged.get(arm, set()) for arm in arms)))
@@ -94,9 +101,16 @@ class MetricTables:
         return np.log(np.maximum(values_S, SMALLEST_LOSS)) if metric == "log_loss" else values_S
 
     def table(self, arm: str, seeds: Sequence[int], metric: str, domain: str | None = None) -> Floats | None:
-        """Return a metric by seed and unit, (S, U): the value of each seed plus the influence of each unit.
+        """Return a metric by seed and unit: the value of each seed plus the influence of each unit.
 
-        None if a run has no unit table, or if the runs have different units.
+        Args:
+            arm: Label of the arm.
+            seeds: Seeds.
+            metric: Key of `METRICS`.
+            domain: Domain of the test data, None for all of them.
+
+        Returns:
+            The table, (S, U). None if a run has no unit table, or if the runs have different units.
         """
         rows, units = [], None
         for seed in seeds:
@@ -109,10 +123,16 @@ class MetricTables:
         return np.array(rows) if rows else None
 
     def losses_without_groups(self, arm: str, seeds: Sequence[int]) -> Floats | None:
-        """Return the mean test loss without each of up to `JACKKNIFE_GROUPS` groups of units, (G, S).
+        """Return the mean test loss without each of up to `JACKKNIFE_GROUPS` groups of units.
 
-        The unit at position i, in ascending order, belongs to group i modulo G. None if a run has no unit table or fewer than two
-        units.
+        The unit at position i, in ascending order, belongs to group i modulo G.
+
+        Args:
+            arm: Label of the arm.
+            seeds: Seeds.
+
+        Returns:
+            The losses, (G, S). None if a run has no unit table or fewer than two units.
         """
         columns = []
         for seed in seeds:
@@ -126,7 +146,17 @@ class MetricTables:
         return np.stack(columns, 1) if columns else None
 
     def contrast(self, arm: str, against: str, metric: str = "log_loss", domain: str | None = None) -> Contrast | None:
-        """Return the difference of a metric between two arms; None if they share no seed or a record does not have the metric."""
+        """Return the difference of a metric between two arms.
+
+        Args:
+            arm: Label of the arm.
+            against: Label of the arm that it is compared with.
+            metric: "log_loss", or a metric of the records' `test`.
+            domain: Domain of the test data, None for all of them.
+
+        Returns:
+            The difference; None if the arms share no seed or a record does not have the metric.
+        """
         seeds = sorted(set(self.seeds(arm)) & set(self.seeds(against)))
         if not seeds:
             return None
@@ -138,16 +168,25 @@ class MetricTables:
         if tables[0] is not None and tables[1] is not None and self._same_units(arm, against, seeds[0]):
             table_SU = tables[0] - tables[1]
         is_constant = _is_constant(sides[0], tables[0]) and _is_constant(sides[1], tables[1])
-        return Contrast(sides[0] - sides[1], table_SU, not is_constant, tuple(seeds), self.diverged(arm, against))
+        return Contrast(sides[0] - sides[1], table_SU, not is_constant, tuple(seeds), self.count_diverged(arm, against))
 
-    def level(self, arm: str, metric: str, domain: str | None = None) -> Contrast | None:
-        """Return a metric of one arm in the form of a contrast, for its own interval; None if a record does not have it."""
+    def one_sample(self, arm: str, metric: str, domain: str | None = None) -> Contrast | None:
+        """Return a metric of one arm in the form of a contrast, for the interval of its mean.
+
+        Args:
+            arm: Label of the arm.
+            metric: Metric of the records' `test`.
+            domain: Domain of the test data, None for all of them.
+
+        Returns:
+            The values; None if the arm has no seed or a record does not have the metric.
+        """
         seeds = self.seeds(arm)
         values_S = self.values(arm, seeds, metric, domain) if seeds else None
         if values_S is None:
             return None
         table_SU = self.table(arm, seeds, metric, domain)
-        return Contrast(values_S, table_SU, not _is_constant(values_S, table_SU), tuple(seeds), self.diverged(arm))
+        return Contrast(values_S, table_SU, not _is_constant(values_S, table_SU), tuple(seeds), self.count_diverged(arm))
 
     def _same_units(self, arm: str, against: str, seed: int) -> bool:
         tables = self._table(arm, seed), self._table(against, seed)
@@ -187,6 +226,12 @@ def _sums(table: UnitTable, domain: str | None) -> dict[str, Floats]:
 
 
 def contrasts_against(reference: str, labels: Sequence[str], tables: MetricTables) -> dict[str, Contrast]:
-    """Return the difference in log test loss of each arm from the reference, for arms that share a seed with it."""
+    """Return the difference in log test loss of each arm from the reference, for arms that share a seed with it.
+
+    Args:
+        reference: Label of the reference.
+        labels: Labels of the arms.
+        tables: Tables of the comparison's runs.
+    """
     contrasts = {label: tables.contrast(label, reference) for label in labels if label != reference}
     return {label: contrast for label, contrast in contrasts.items() if contrast is not None}

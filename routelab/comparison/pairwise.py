@@ -18,7 +18,15 @@ Pair = tuple[str, str]
 
 
 def pairs_of(options: StatisticsOptions, labels: Sequence[str]) -> list[Pair]:
-    """`statistics.pairs`, with every label among those of the arms; UsageError otherwise."""
+    """Return `statistics.pairs` as tuples.
+
+    Args:
+        options: Options that hold the pairs.
+        labels: Labels of the arms.
+
+    Raises:
+        UsageError: if a label of a pair is not among them.
+    """
     for pair in options.pairs:
         for label in pair:
             if label not in labels:
@@ -29,14 +37,19 @@ def pairs_of(options: StatisticsOptions, labels: Sequence[str]) -> list[Pair]:
 def pair_contrasts(pairs: Sequence[Pair], tables: MetricTables) -> dict[str, Contrast]:
     """Return the difference in log test loss of each pair's first arm from its second, for pairs that share a seed.
 
-    The keys are those of `pair_name`.
+    Args:
+        pairs: Labels of the arms.
+        tables: Tables of the comparison's runs.
+
+    Returns:
+        `pair_name` of a pair -> its difference.
     """
     contrasts = {pair_name((first, second)): tables.contrast(first, second) for first, second in pairs}
     return {name: contrast for name, contrast in contrasts.items() if contrast is not None}
 
 
 def pair_name(pair: Pair) -> str:
-    """A pair as one text."""
+    """Return a pair as one text."""
     return f"{pair[0]} against {pair[1]}"
 
 

@@ -13,7 +13,7 @@ Describe = Callable[[Contrast | None], dict[str, Any] | None]
 
 
 def domains_of(
-    tables: MetricTables, label: str, reference: str | None, describe_level: Describe, describe_difference: Describe
+    tables: MetricTables, label: str, reference: str | None, describe_one_sample: Describe, describe_difference: Describe
 ) -> dict[str, dict[str, Any]]:
     """Return the intervals of an arm's loss and of its difference from the reference by domain.
 
@@ -23,7 +23,7 @@ def domains_of(
         tables: Tables of the comparison's runs.
         label: Label of the arm.
         reference: Label of the reference, None if there is none.
-        describe_level: Function from the values of one arm to their interval.
+        describe_one_sample: Function from the values of one arm to their interval.
         describe_difference: Function from a difference to its interval.
 
     Returns:
@@ -34,5 +34,5 @@ def domains_of(
         difference = None
         if reference is not None and label != reference:
             difference = describe_difference(tables.contrast(label, reference, "log_loss", domain))
-        domains[domain] = {"loss": describe_level(tables.level(label, "loss", domain)), "difference": difference}
+        domains[domain] = {"loss": describe_one_sample(tables.one_sample(label, "loss", domain)), "difference": difference}
     return domains

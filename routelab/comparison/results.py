@@ -10,8 +10,8 @@ from routelab.comparison.verdict import verdict_of
 from routelab.core.errors import UsageError, unknown
 from routelab.records.json_io import read_json
 from routelab.records.run_cache import cell_folder
-from routelab.report.arm_labels import is_older
 from routelab.report.comparison_report import write_report
+from routelab.report.interval_labels import is_older
 
 
 def cells_of(records: Sequence[Mapping[str, Any]]) -> list[list[Any]]:

@@ -71,11 +71,11 @@ def summarise(
     judge(arms, contrasts, options, sequential, first_look)
     readings = readings_of(arms, reference)
 
-    describe_level = partial(describe_contrast, options=options, sequential=False)
+    describe_one_sample = partial(describe_contrast, options=options, sequential=False)
     describe_difference = partial(describe_contrast, options=options, sequential=sequential, first_look=first_look)
     for label, entry in arms.items():
         entry["training_ratio"] = readings.get(label)
-        entry["by_domain"] = domains_of(tables, label, reference, describe_level, describe_difference)
+        entry["by_domain"] = domains_of(tables, label, reference, describe_one_sample, describe_difference)
         entry["leverage"] = ((frontier or {}).get("arms") or {}).get(label)
         entry["metric_difference"] = None
         if label in contrasts and reference:
@@ -111,12 +111,21 @@ def entry_of(
     tables: MetricTables,
     options: StatisticsOptions,
 ) -> dict[str, Any]:
-    """Return the results of one arm by itself, and the ratio of its training time to the reference's."""
+    """Return the results of one arm by itself, and the ratio of its training time to the reference's.
+
+    Args:
+        records: One record for each arm and seed.
+        label: Label of the arm.
+        metric: Metric of the data.
+        reference: Label of the reference, None if there is none.
+        tables: Tables of the comparison's runs.
+        options: Level and sources of uncertainty.
+    """
     mine = {r["seed"]: r for r in records if r["arm"] == label and r["status"] == "ok"}
     entry: dict[str, Any] = {"n": len(mine), "failed": sum(r["arm"] == label for r in records) - len(mine)}
-    entry["diverged"] = tables.diverged(label)
+    entry["diverged"] = tables.count_diverged(label)
     for key, name in (("loss", "loss"), ("metric", metric)):
-        entry[key] = describe_contrast(tables.level(label, name), options, sequential=False)
+        entry[key] = describe_contrast(tables.one_sample(label, name), options, sequential=False)
     for key in _MEANS:
         values = [record[key] for record in mine.values() if record.get(key) is not None]
         entry[key] = sum(values) / len(values) if values else None

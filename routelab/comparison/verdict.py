@@ -26,10 +26,10 @@ EQUAL_TIME = 1.05
 """Ratio of training times within which two arms count as equally fast, if their whole interval lies within it."""
 
 MOSTLY = 0.8
-"""Part of a standard error that must stay, at confidence `_CONFIDENCE`, for a source of uncertainty to be called the limit."""
+"""Smallest fraction of a standard error that stays, at confidence `_CONFIDENCE`, if a source of uncertainty is the limit."""
 
 _CONFIDENCE = 0.95
-"""Confidence of the lower bound of the part of a standard error that stays."""
+"""Confidence of the lower bound of the fraction of a standard error that stays."""
 
 _CONCENTRATED = 0.5
 """Fraction of the squared influence beyond which the few test units that carry it are reported."""
@@ -74,15 +74,15 @@ def _verdict(label: str, entry: Mapping[str, Any], reference: str | None, unit: 
     if difference is None:
         return f"shares no finished seed with {reference}"
     # A bound that is not finite is null in summary.json.
-    bounds = (math.nan if difference[part] is None else difference[part] for part in ("low", "mean", "high"))
+    bounds = (math.nan if difference[key] is None else difference[key] for key in ("low", "mean", "high"))
     low, mean, high = map(to_percent, bounds)
     if entry["state"] is None:
         diverged = f"; {_diverged(entry, entry['pair_diverged'])}" if entry.get("pair_diverged") else ""
         return f"test loss {mean:+.1f}% against {reference}; {_no_interval(entry, unit)}{diverged}"
     interval = f"[{low:+.1f}, {high:+.1f}]" if _finite(low, high) else "[no bounds from so few seeds]"
-    parts = [f"test loss {mean:+.1f}% {interval} against {reference}", _price_of_loss(entry), _sample(entry, unit)]
-    parts += [_standard_errors(entry, unit), _p_value(entry), _time(entry)]
-    text = f"{_opening(entry)}: {', '.join(part for part in parts if part)}"
+    phrases = [f"test loss {mean:+.1f}% {interval} against {reference}", _price_of_loss(entry), _sample(entry, unit)]
+    phrases += [_standard_errors(entry, unit), _p_value(entry), _time(entry)]
+    text = f"{_opening(entry)}: {', '.join(phrase for phrase in phrases if phrase)}"
     return "; ".join([text, *_qualifications(entry, unit)])
 
 
@@ -167,16 +167,18 @@ def _qualifications(entry: Mapping[str, Any], unit: str) -> list[str]:
         margin = format_change_size(entry["supported_margin"])
         clauses.append(f"the smallest margin of equivalence that these data support is {margin}")
     if warnings["outlying_seeds"] and entry["withheld"] != "outlying":
-        seeds = warnings["outlying_seeds"]
-        clauses.append(
-            f"seed {seeds[0]} is an outlier" if len(seeds) == 1 else f"seeds {join_names([*map(str, seeds)])} are outliers"
-        )
+        clauses.append(_outliers(warnings["outlying_seeds"]))
     if difference["units"] is not None and difference["units"] < FEW_UNITS:
         units = format_units(difference["units"], unit)
         clauses.append(f"with only {units}, the interval assumes that their effects are normally distributed")
     elif is_concentrated(entry):
         clauses.append(f"{_concentration(entry, unit)} of the squared influence on the difference")
     return clauses
+
+
+def _outliers(seeds: Sequence[int]) -> str:
+    names = join_names([str(seed) for seed in seeds])
+    return f"seed {names} is an outlier" if len(seeds) == 1 else f"seeds {names} are outliers"
 
 
 def notes_of(entry: Mapping[str, Any], unit: str | None) -> list[str]:
@@ -190,10 +192,8 @@ def notes_of(entry: Mapping[str, Any], unit: str | None) -> list[str]:
     if entry.get("pair_diverged"):
         seeds = (difference or {}).get("n", 0) + entry["pair_diverged"]
         notes.append(f"{entry['pair_diverged']} of {seeds} seeds diverged")
-    outlying = warnings.get("outlying_seeds") or []
-    if outlying:
-        names = join_names([str(seed) for seed in outlying])
-        notes.append(f"seed {names} is an outlier" if len(outlying) == 1 else f"seeds {names} are outliers")
+    if warnings.get("outlying_seeds"):
+        notes.append(_outliers(warnings["outlying_seeds"]))
     units = (difference or {}).get("units")
     if units is not None and units < FEW_UNITS:
         notes.append(f"only {format_units(units, unit or 'example')}")
@@ -203,14 +203,18 @@ def notes_of(entry: Mapping[str, Any], unit: str | None) -> list[str]:
 
 
 def is_concentrated(entry: Mapping[str, Any]) -> bool:
-    """Return whether a few of many test units carry most of the squared influence on an arm's difference."""
-    part, units = (entry.get("warnings") or {}).get("concentration"), (entry.get("difference") or {}).get("units")
-    return part is not None and units is not None and units >= FEW_UNITS and part > _CONCENTRATED
+    """Return whether a few of many test units carry most of the squared influence on an arm's difference.
+
+    Args:
+        entry: Entry of the arm, or of a pair, in the summary.
+    """
+    fraction, units = (entry.get("warnings") or {}).get("concentration"), (entry.get("difference") or {}).get("units")
+    return fraction is not None and units is not None and units >= FEW_UNITS and fraction > _CONCENTRATED
 
 
 def _concentration(entry: Mapping[str, Any], unit: str) -> str:
-    units, part = entry["difference"]["units"], entry["warnings"]["concentration"]
-    return f"{CONCENTRATED_UNITS} of {format_units(units, unit)} carry {100 * part:.0f}%"
+    units, fraction = entry["difference"]["units"], entry["warnings"]["concentration"]
+    return f"{CONCENTRATED_UNITS} of {format_units(units, unit)} carry {100 * fraction:.0f}%"
 
 
 def _price_of_loss(entry: Mapping[str, Any]) -> str:
@@ -290,7 +294,7 @@ def sentence_of(
         "diverged on every seed": [n for n, arm in others.items() if not arm["n"] and _failure(arm) == "diverged"],
         "shared no finished seed with {reference}": [n for n, arm in others.items() if arm["n"] and not arm["difference"]],
     }
-    parts = [f"{join_names(names)} {what.format(reference=reference)}" for what, names in groups.items() if names]
+    clauses = [f"{join_names(names)} {what.format(reference=reference)}" for what, names in groups.items() if names]
     test = f" ({name_tests(others, sequential, unit)}, level {format_level(options.alpha)})" if any(judged.values()) else ""
     leaking = [label for label, arm in arms.items() if arm["leaks"]]
     warning = f" The comparison is not fair: outputs of {join_names(leaking)} depend on what they must not." if leaking else ""
@@ -298,7 +302,7 @@ def sentence_of(
     known = any(arm.get("flops_ratio") is not None for arm in others.values())
     uncounted = [name for name, arm in others.items() if known and arm["n"] and arm.get("flops_ratio") is None]
     exempt = f" The FLOPs of {join_names(uncounted)} are not counted, so they may differ." if uncounted else ""
-    return f"On {data}, {_price(others, reference)}: {'; '.join(parts)}{test}.{exempt}{warning}"
+    return f"On {data}, {_price(others, reference)}: {'; '.join(clauses)}{test}.{exempt}{warning}"
 
 
 def _without_interval(arms: Mapping[str, Any], one_seed: bool) -> list[str]:
@@ -348,23 +352,23 @@ def caveat_of(
         uncertainty: Sources of uncertainty that intervals were to cover.
         unit: Name of the test unit, None if the runs recorded no test units.
     """
-    parts = []
+    texts = []
     if seeds < 2:
-        parts.append(_one_seed_text(uncertainty))
+        texts.append(_one_seed_text(uncertainty))
     elif sequential and list(uncertainty) == ["examples"]:
-        parts.append(
+        texts.append(
             f"Results were seen before the number of seeds ({seeds}) was final: these intervals do not allow for that."
         )
     elif sequential:
-        parts.append(
+        texts.append(
             f"Results were seen before the number of seeds ({seeds}) was final: intervals hold at every interim analysis, p-values "
             "would not."
         )
     else:
-        parts += _power_text(arms, seeds, uncertainty)
+        texts += _power_text(arms, seeds, uncertainty)
     if seeds > 1 or list(uncertainty) == ["examples"]:
-        parts.append(_coverage_text(arms, uncertainty, unit))
-    return " ".join([*parts, *_limits(arms, unit or "example")])
+        texts.append(_coverage_text(arms, uncertainty, unit))
+    return " ".join([*texts, *_limits(arms, unit or "example")])
 
 
 def _one_seed_text(uncertainty: Sequence[str]) -> str:
@@ -406,8 +410,8 @@ def _coverage_text(arms: Mapping[str, Any], uncertainty: Sequence[str], unit: st
     if len(by_cover) == 1:
         (covered,) = by_cover
         return f"Intervals cover {_sources(covered, name)}{_population(arms, covered)}."
-    parts = [f"{_sources(covered, name)} for {join_names(labels)}" for covered, labels in by_cover.items()]
-    return f"Intervals cover {'; '.join(parts)}."
+    phrases = [f"{_sources(covered, name)} for {join_names(labels)}" for covered, labels in by_cover.items()]
+    return f"Intervals cover {'; '.join(phrases)}."
 
 
 def _sources(covered: Sequence[str], units: str) -> str:
@@ -437,24 +441,26 @@ def _limits(arms: Mapping[str, Any], unit: str) -> list[str]:
         return []
     units = pluralise(unit)
     larger = {
-        f"test {units}": [label for label, part in both.items() if part["unit_error"] > part["seed_error"]],
-        "seeds": [label for label, part in both.items() if part["unit_error"] <= part["seed_error"]],
+        f"test {units}": [label for label, estimate in both.items() if estimate["unit_error"] > estimate["seed_error"]],
+        "seeds": [label for label, estimate in both.items() if estimate["unit_error"] <= estimate["seed_error"]],
     }
     clauses = [f"over {source} for {_arms(labels, arms)}" for source, labels in larger.items() if labels]
     texts = [f"The larger standard error is that {' and '.join(clauses)}."]
-    kept = {label: _remaining(part) for label, part in both.items()}
-    by_units = [label for label, (without_seeds, _) in kept.items() if without_seeds >= MOSTLY]
-    by_seeds = [label for label, (_, without_units) in kept.items() if without_units >= MOSTLY and _has_many_units(arms[label])]
+    remaining = {label: _remaining(estimate) for label, estimate in both.items()}
+    by_units = [label for label, (without_seeds, _) in remaining.items() if without_seeds >= MOSTLY]
+    by_seeds = [
+        label for label, (_, without_units) in remaining.items() if without_units >= MOSTLY and _has_many_units(arms[label])
+    ]
     neither = [label for label in both if label not in by_units and label not in by_seeds]
     confidence = f"({100 * _CONFIDENCE:.0f}% confidence)"
     if by_units:
-        low = math.floor(100 * min(kept[label][0] for label in by_units))
+        low = math.floor(100 * min(remaining[label][0] for label in by_units))
         texts.append(
             f"More seeds would hardly help: the test {units} are the limit for {_arms(by_units, arms)}. With any number of seeds, at "
             f"least {low}% of the standard error would stay {confidence}."
         )
     if by_seeds:
-        low = math.floor(100 * min(kept[label][1] for label in by_seeds))
+        low = math.floor(100 * min(remaining[label][1] for label in by_seeds))
         texts.append(
             f"The seeds are the limit for {_arms(by_seeds, arms)}: seeds=auto adds seeds without raising the error rate. With any "
             f"number of test {units}, at least {low}% of the standard error would stay {confidence}."
@@ -473,12 +479,13 @@ def _has_many_units(arm: Mapping[str, Any]) -> bool:
 
 
 def _remaining(difference: Mapping[str, Any]) -> tuple[float, float]:
-    """Return lower bounds of the parts of a standard error that would stay with any number of seeds, and of test units.
+    """Return lower bounds of the fractions of a standard error that would stay with any number of seeds, and of test units.
 
-    With infinitely many seeds, the part f of the standard error stays, of which 1 - f^2 = S / (S + U - E) with the expected mean
-    squares S of seeds, U of units and E of errors. S / U is bounded by the F distribution. U - E and S - E are taken as estimated
-    apart from that, so the confidence is approximate: simulated with normal effects, a printed bound is too high in at most 7%.
-    A few units with most of the influence hide how much units vary, so that the second bound is for `_has_many_units` only.
+    Let S, U and E be the expected mean squares of seeds, units and errors. With infinitely many seeds, the fraction f of the
+    standard error stays, and 1 - f^2 = S / (S + U - E). S / U is bounded by the F distribution. U - E and S - E are taken as
+    estimated, so the confidence is approximate: simulated with normal effects, a printed bound is too high in at most 7%.
+    If a few units have most of the influence, the units vary more than the estimate shows. The second bound is therefore for
+    `_has_many_units` only.
     """
     degrees = difference["n"] - 1, difference["units"] - 1
     bounds = []
@@ -534,13 +541,13 @@ def explain_uncertainty(arms: Mapping[str, Any], reference: str | None, unit: st
     judged = " and ".join(f"{join_names(labels)} would be {phrase}" for phrase, labels in states.items())
     units = max(arm["difference"]["units"] for arm in changed.values())
     concentrated = [arm for arm in changed.values() if is_concentrated(arm)]
-    few = ""
+    influence = ""
     if concentrated:
-        most = max(concentrated, key=lambda arm: arm["warnings"]["concentration"])
-        few = f": {_concentration(most, unit)} of the squared influence on a difference from {reference}"
+        extreme = max(concentrated, key=lambda arm: arm["warnings"]["concentration"])
+        influence = f": {_concentration(extreme, unit)} of the squared influence on a difference from {reference}"
     return (
         f"With statistics.uncertainty=[seeds], {judged}, as if these {format_units(units, unit)} were the whole test population. "
-        f"The verdicts here also cover other samples of {pluralise(unit)}{few}."
+        f"The verdicts here also cover other samples of {pluralise(unit)}{influence}."
     )
 
 

@@ -243,10 +243,10 @@ def _check_values(config: Config) -> None:
     if not 0 < config.statistics.alpha < 1:
         raise UsageError(f"statistics.alpha={config.statistics.alpha} must lie between 0 and 1")
     sources = config.statistics.uncertainty
-    if not sources or len(set(sources)) != len(sources) or not set(sources) <= set(UNCERTAINTY):
-        wrong = next((source for source in sources if source not in UNCERTAINTY), None)
-        if wrong is not None:
-            raise unknown("statistics.uncertainty", wrong, UNCERTAINTY)
+    for source in sources:
+        if source not in UNCERTAINTY:
+            raise unknown("statistics.uncertainty", source, UNCERTAINTY)
+    if not sources or len(set(sources)) != len(sources):
         raise UsageError(f"statistics.uncertainty={sources} must be a list of one or both of {', '.join(UNCERTAINTY)}")
     if config.seeds == "auto" and "seeds" not in sources:
         raise UsageError(f"seeds=auto adds seeds, so statistics.uncertainty={sources} must contain seeds")

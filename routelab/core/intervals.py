@@ -46,11 +46,6 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval
     return Interval(mean, mean - half, mean + half, n)
 
 
-def paired_interval(a: Sequence[float], b: Sequence[float], confidence: float = 0.95) -> Interval:
-    """The t-interval of the mean of `a - b`, whose entries belong together (the same seed)."""
-    return mean_interval(_differences(a, b), confidence)
-
-
 def ratio_interval(totals: Sequence[float] | Array, sizes: Sequence[float] | Array) -> Interval:
     """The ratio of two sums over independent groups, sum(totals) / sum(sizes), with its linearised 95% t-interval over the groups
     that have any size (Cochran, Sampling Techniques): the mean of values of which those in a group hang together."""
@@ -100,9 +95,3 @@ def bca_interval(values: Sequence[float], confidence: float = 0.95) -> Interval 
         (x,), np.mean, n_resamples=9_999, confidence_level=confidence, method="BCa", rng=np.random.default_rng(0)
     ).confidence_interval
     return Interval(float(x.mean()), float(found.low), float(found.high), int(x.size))
-
-
-def _differences(a: Sequence[float], b: Sequence[float]) -> list[float]:
-    if len(a) != len(b):
-        raise ValueError(f"paired values must be equally many, not {len(a)} and {len(b)}")
-    return [float(x) - float(y) for x, y in zip(a, b, strict=True)]

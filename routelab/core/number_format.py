@@ -180,24 +180,41 @@ def format_change_size(log: float) -> str:
 
 
 def pluralise(noun: str) -> str:
-    """Return the plural of the name of a test unit, `documents` or `licence families`."""
+    """Return the plural of the name of a test unit, `documents` or `licence families`.
+
+    Args:
+        noun: The name in the singular.
+    """
     if noun.endswith("y") and noun[-2:-1] not in "aeiou":
         return f"{noun[:-1]}ies"
     return f"{noun}es" if noun.endswith(("s", "x", "ch", "sh")) else f"{noun}s"
 
 
 def join_names(names: Sequence[str]) -> str:
-    """Return names as a list in a sentence, `a, b and c`."""
+    """Return names as a list in a sentence, `a, b and c`.
+
+    Args:
+        names: Names, at least one.
+    """
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def format_units(number: int, unit: str) -> str:
-    """Return a number of test units with their name, `360 examples`."""
+    """Return a number of test units with their name, `360 examples`.
+
+    Args:
+        number: Number of test units.
+        unit: Name of the test unit in the singular.
+    """
     return f"{number:,} {unit if number == 1 else pluralise(unit)}"
 
 
 def to_percent(log: float) -> float:
-    """Return a difference of logs as a change in percent; infinity if the change is too large for a float."""
+    """Return a difference of logs as a change in percent; infinity if the change is too large for a float.
+
+    Args:
+        log: Difference of logs.
+    """
     return 100 * math.expm1(log) if log < 700 else math.inf
 
 

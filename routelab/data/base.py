@@ -108,7 +108,7 @@ def check_data(data: object) -> None:
 
 
 def _check_unit(name: str, batch: Batch, task: Task) -> None:
-    """ValueError, naming the rule, unless `batch.unit` numbers the units of its examples or positions."""
+    """Raise a ValueError that names the rule unless `batch.unit` numbers the units of its examples or positions."""
     unit = batch.unit
     if not isinstance(unit, Tensor) or unit.is_floating_point() or unit.is_complex() or unit.dtype == torch.bool:
         raise ValueError(f"the units of {name} must be a tensor of integers; got {getattr(unit, 'dtype', type(unit).__name__)}")

@@ -104,7 +104,7 @@ class Task:
 
     @property
     def unit_columns(self) -> tuple[str, ...]:
-        """The names of what `unit_sums` returns, in its order."""
+        """Return the names of the sums that `unit_sums` returns, in the same order."""
         if self.kind == "classification":
             return ("count", "loss", "correct")
         if self.kind == "language":

@@ -47,10 +47,13 @@ class Document:
 
 @dataclass(frozen=True)
 class Stream:
-    """Documents one after another, with the unit that each belongs to.
+    """Concatenated documents, with the unit of each document.
 
-    text: the bytes. ends (P,): the positions after each document's separator, rising. unit (P,): the number of each document's
-    unit, from 0 within the stream; near duplicates of each other are one unit, as they say the same thing twice.
+    Attributes:
+        text: The bytes.
+        ends: Positions after each document's separator, ascending, (P,).
+        unit: Number of each document's unit, from 0 within the stream, (P,). Near duplicates are one unit, as they are not
+            independent.
     """
 
     text: bytes
@@ -76,7 +79,11 @@ class Stream:
         return len(self.text)
 
     def cut(self, length: int) -> Stream:
-        """Return the first `length` bytes."""
+        """Return a stream of the first bytes.
+
+        Args:
+            length: Number of bytes.
+        """
         count = int(np.searchsorted(self.ends, length)) + 1
         return Stream(self.text[:length], np.minimum(self.ends[:count], length), self.unit[:count])
 
@@ -86,7 +93,7 @@ class Stream:
 
     @property
     def has_groups(self) -> bool:
-        """Whether some unit has several documents."""
+        """Return whether some unit has several documents."""
         return len(np.unique(self.unit)) < len(self.unit)
 
 

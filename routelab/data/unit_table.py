@@ -1,6 +1,6 @@
 """Sums of every metric by unit of the test split: numerators and denominators, from which any mean and its error follow.
 
-Axes: N examples, S positions, B examples of a batch, T = B or B x S positions of a batch, U units, R rows, C columns.
+Axes: N examples, S positions, B examples of a batch, T = B or B x S positions of a batch, R rows.
 """
 
 from __future__ import annotations
@@ -27,10 +27,12 @@ _CHUNK = 4096
 
 @dataclass(frozen=True)
 class UnitTable:
-    """Sums by unit and domain, a row for every pair that occurs, sorted by unit and then by the domain's number.
+    """Sums by unit and domain: a row for every pair that occurs, sorted by unit and then by the domain's number.
 
-    unit (R,): the unit's number, or that of a pool of units. domain (R,): names, or None without domains. sums: a column (R,)
-    for each of `Task.unit_columns`.
+    Attributes:
+        unit: Number of each row's unit, or of its pool of units, (R,).
+        domain: Name of each row's domain, (R,); None without domains.
+        sums: Name of `Task.unit_columns` -> the sums, (R,).
     """
 
     unit: NDArray[np.int64]
@@ -45,8 +47,12 @@ class UnitTable:
 class UnitIndex:
     """Row of a unit table for every example or position of a split.
 
-    row: (N,), or (N, S) where positions have units of their own; int32. unit (R,), domain (R,) names or None: those of the rows.
-    number: how many units there are, after pooling. pooled: whether units are pooled.
+    Attributes:
+        row: Row of each example, (N,), or of each position, (N, S); int32.
+        unit: Number of each row's unit, (R,).
+        domain: Name of each row's domain, (R,); None without domains.
+        number: Number of units, after pooling.
+        pooled: Whether units are pooled.
     """
 
     row: Tensor
@@ -59,13 +65,13 @@ class UnitIndex:
     def from_split(cls, split: Batch, task: Task, domain_names: Sequence[str] = ()) -> UnitIndex:
         """Number the rows of a split.
 
-        If there are more pairs of a unit and a domain than rows are allowed, units are pooled: a fixed random permutation deals
-        them out to groups of nearly equal numbers of units. Totals stay as they are, and so does the expected value of the
-        estimated variance of a mean, as the groups of independent units are independent.
+        If there are more pairs of a unit and a domain than rows are allowed, units are pooled: a fixed random permutation
+        assigns them to groups of nearly equal numbers of units. Totals do not change. The expected value of the estimated
+        variance of a mean does not change either, as groups of independent units are independent.
 
         Args:
             split: the examples; without `unit`, each of them is a unit.
-            task: names the columns, of which many leave fewer rows.
+            task: the task, which names the columns. With many columns, fewer rows are allowed.
             domain_names: the names of the numbers in `split.domain`.
 
         Returns:

@@ -114,9 +114,13 @@ def cell_folder(output: Path, key: str) -> Path:
 
 
 def finished(output: Path, key: str) -> dict[str, Any] | None:
-    """The record of a cell that has succeeded, or None (failed cells are tried again, damaged ones trained again).
+    """Return the record of a cell that has succeeded; None for others, which are trained again.
 
-    A cell whose record names test units is damaged without their file, too.
+    A cell whose record names test units also counts as damaged if their file is missing.
+
+    Args:
+        output: the folder of the comparison.
+        key: the cell's address.
     """
     record = read_json(cell_folder(output, key) / "record.json")
     if record is None or record.get("status") != "ok" or not record.get("test"):

@@ -18,8 +18,14 @@ KEYS = ("unit", "domain")
 
 
 def arrow_table(table: UnitTable) -> Any:
-    """Return a table of units as a pyarrow table: unit (int64), domain (dictionary of strings, or null), then the sums
-    (float64)."""
+    """Return a table of units as a pyarrow table.
+
+    Args:
+        table: Sums by unit and domain.
+
+    Returns:
+        Columns unit (int64), domain (dictionary of strings, or null), then the sums (float64).
+    """
     import pyarrow as pa
 
     domain = (
@@ -32,8 +38,12 @@ def arrow_table(table: UnitTable) -> Any:
 def encodings(columns: list[str], strings: tuple[str, ...] = ("domain",)) -> dict[str, Any]:
     """Return the options of a Parquet writer for these columns.
 
-    Bytes of equal significance stand together, so that zstd removes those that do not vary: single-precision losses of
-    examples take 4 bytes each, and whole numbers fewer, at full precision.
+    Bytes of equal significance are stored together, so that zstd removes those that do not vary. Single-precision losses of
+    examples then take 4 bytes each, and integers fewer, at full precision.
+
+    Args:
+        columns: Names of the columns.
+        strings: Columns of strings.
     """
     sums = [name for name in columns if name not in ("arm", "seed", *KEYS)]
     return {
@@ -45,6 +55,10 @@ def encodings(columns: list[str], strings: tuple[str, ...] = ("domain",)) -> dic
 
 def write_units(path: Path, table: UnitTable) -> None:
     """Write a table, completely or not at all.
+
+    Args:
+        path: Path of the file; its folder is made if it does not exist.
+        table: Sums by unit and domain.
 
     Raises:
         OSError: if it cannot be written.
@@ -66,7 +80,11 @@ def write_units(path: Path, table: UnitTable) -> None:
 
 
 def read_units(path: Path) -> UnitTable | None:
-    """Read a table; None if the file is missing or damaged."""
+    """Return the table of a file; None if the file is missing or damaged.
+
+    Args:
+        path: Path of the file.
+    """
     from pyarrow import lib, parquet
 
     try:
@@ -80,7 +98,11 @@ def read_units(path: Path) -> UnitTable | None:
 
 
 def is_readable(path: Path) -> bool:
-    """Whether the file exists and its footer, which is written last, can be read."""
+    """Return whether a file exists and its footer, which is written last, can be read.
+
+    Args:
+        path: Path of the file.
+    """
     from pyarrow import lib, parquet
 
     try:

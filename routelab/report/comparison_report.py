@@ -16,18 +16,19 @@ from routelab.core.number_format import (
     pluralise,
 )
 from routelab.records.json_io import write_text
-from routelab.report.arm_labels import (
+from routelab.report.arm_labels import marked
+from routelab.report.html_page import rendered
+from routelab.report.interval_labels import (
+    ERROR_KEYS,
     SEEDS_ALONE,
     describe_intervals,
     intervals_of,
     is_older,
-    larger_source,
-    marked,
+    larger_error,
     sample_of,
     sources_of,
     unit_of,
 )
-from routelab.report.html_page import rendered
 from routelab.report.plots.plot_style import Drawn, inline_svg
 from routelab.report.plots.report_plots import figures_of, save_figures
 
@@ -156,14 +157,9 @@ def _failed(arm: Mapping[str, Any]) -> str:
 
 def _standard_errors(difference: Mapping[str, Any] | None, columns: Mapping[str, str]) -> list[dict[str, Any]]:
     """Return the cells of a difference's standard errors, and whether each is the larger of two."""
-    keys, larger = {"seeds": "seed_error", "examples": "unit_error"}, larger_source(difference)
-    return [
-        {
-            "text": format_number((difference or {}).get(keys[source]), 2),
-            "is_larger": larger == ("seeds" if source == "seeds" else "units"),
-        }
-        for source in columns
-    ]
+    larger = larger_error(difference)
+    keys = [ERROR_KEYS[source] for source in columns]
+    return [{"text": format_number((difference or {}).get(key), 2), "is_larger": key == larger} for key in keys]
 
 
 def _costs(arms: Mapping[str, Any]) -> Grid:

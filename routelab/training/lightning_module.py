@@ -379,7 +379,7 @@ class TrainingModule(pl.LightningModule):
             self.ledger.add_evaluation(cost)
 
     def begin_units(self) -> UnitSums:
-        """Begin to add up what the test split's predictions give by unit, and return the empty sums."""
+        """Start new sums by test unit, and return them."""
         data = self.data
         index = UnitIndex.from_split(data.test, data.task, data.domain_names)
         self.unit_sums = UnitSums(data.task, index, data.test.targets.device)

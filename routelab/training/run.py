@@ -38,9 +38,12 @@ from routelab.training.observer import CallbackObserver, Observer
 
 @dataclass(frozen=True)
 class Run:
-    """What `train` returns: the record, the trained arm, and the sums by test unit.
+    """Result of a training run.
 
-    arm and units are None if the run failed, or trained in processes of its own; units also if it was not tested.
+    Attributes:
+        record: Record of the run.
+        arm: Trained arm; None if the run failed, or trained in processes of its own.
+        units: Sums by test unit; None in the same cases, and if the run was not tested.
     """
 
     record: dict[str, Any]

@@ -45,12 +45,14 @@ class World:
 
     def table(self, label: str, seed: int) -> UnitTable:
         """Return the sums of a run by test unit."""
-        shared = np.random.default_rng(0)
-        count = np.floor(np.exp(shared.normal(1.5, 0.7, self.units))) + 1
-        level = shared.normal(0, 0.5, self.units)
-        own = np.random.default_rng([1, *label.encode()]).normal(0, self.unit_sd, self.units)
+        common = np.random.default_rng(0)
+        count = np.floor(np.exp(common.normal(1.5, 0.7, self.units))) + 1
+        level = common.normal(0, 0.5, self.units)
+        unit_effect = np.random.default_rng([1, *label.encode()]).normal(0, self.unit_sd, self.units)
         draw = np.random.default_rng([2, 0 if label in self.constant else seed, *label.encode()])
-        effect = self.gain.get(label, 0.0) + level + own + draw.normal(0, self.seed_sd) + draw.normal(0, 0.02, self.units)
+        effect = (
+            self.gain.get(label, 0.0) + level + unit_effect + draw.normal(0, self.seed_sd) + draw.normal(0, 0.02, self.units)
+        )
         loss = count * np.exp(effect)
         sums = {"count": count, "loss": loss}
         if self.metric == "accuracy":
@@ -58,7 +60,7 @@ class World:
         elif self.metric == "bits_per_byte":
             sums["bytes"] = 4 * count
         else:
-            target = shared.normal(0, 2, self.units) * np.sqrt(count)
+            target = common.normal(0, 2, self.units) * np.sqrt(count)
             sums |= {"squared_error_0": loss, "target_0": target, "target_square_0": target**2 + 3 * count}
         domain = np.where(np.arange(self.units) % 2 == 0, "a", "b")
         return UnitTable(np.arange(self.units), domain, sums)

@@ -22,10 +22,10 @@ def looks(summary, cells=CELLS):
 
 def test_without_an_earlier_summary_there_is_no_earlier_look():
     for summary in (None, {}, {"cells": None}):
-        found = looks(summary)
-        assert found == EarlierLooks()
-        assert not found.is_sequential(5)
-        assert found.with_seeds(5) == [5]
+        result = looks(summary)
+        assert result == EarlierLooks()
+        assert not result.is_sequential(5)
+        assert result.seed_counts(5) == [5]
 
 
 def test_the_same_seeds_again_are_no_further_look():
@@ -34,16 +34,16 @@ def test_the_same_seeds_again_are_no_further_look():
 
 @pytest.mark.parametrize("seeds", [1, 3])
 def test_another_number_of_seeds_is_a_further_look(seeds):
-    found = looks(stored(2))
-    assert found.is_sequential(seeds)
-    assert found.with_seeds(seeds) == sorted({2, seeds})
+    result = looks(stored(2))
+    assert result.is_sequential(seeds)
+    assert result.seed_counts(seeds) == sorted({2, seeds})
 
 
 def test_a_sequential_comparison_stays_sequential():
-    found = looks(stored(3, sequential=True, looks=[2, 3], withdrawn={"seeds": 2, "states": {"switch": "worse"}}))
-    assert found.is_sequential(3)
-    assert found.seeds == (2, 3)
-    assert found.withdrawn == {"seeds": 2, "states": {"switch": "worse"}}
+    result = looks(stored(3, sequential=True, looks=[2, 3], withdrawn={"seeds": 2, "states": {"switch": "worse"}}))
+    assert result.is_sequential(3)
+    assert result.seeds == (2, 3)
+    assert result.withdrawn == {"seeds": 2, "states": {"switch": "worse"}}
 
 
 @pytest.mark.parametrize("cells", [{"s0"}, {"d0", "d1"}, {"x0"}])

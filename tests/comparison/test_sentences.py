@@ -129,8 +129,8 @@ def seconds(*mine):
 
 
 def frontier(bound, low=math.nan, high=math.nan):
-    own = {"loss": 1.0, "bound": bound, "mean": 1.25, "low": low, "high": high, "n": 5}
-    return {"arms": {"mine": {"own": own}}}
+    at_own_loss = {"loss": 1.0, "bound": bound, "mean": 1.25, "low": low, "high": high, "n": 5}
+    return {"arms": {"mine": {"own": at_own_loss}}}
 
 
 # Six seeds, the last of which lies far from the others; more than one of twenty.
@@ -417,10 +417,10 @@ def announced(seeds="3", rows=2, uncertainty=("seeds", "examples"), **ahead):
     )  # fmt: skip
     count = 5 if seeds == "auto" else int(seeds)
     jobs = [SimpleNamespace(spec=SimpleNamespace(seed=seed)) for seed in range(count) for _ in range(2)]
-    ready = SimpleNamespace(resolved=SimpleNamespace(config=config), labels=["dense", "mine"], rows=[None] * rows, jobs=jobs)
+    prepared = SimpleNamespace(resolved=SimpleNamespace(config=config), labels=["dense", "mine"], rows=[None] * rows, jobs=jobs)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(estimate, "outlook", lambda _: estimate.Outlook(**fields))
-        return announcement(ready)
+        return announcement(prepared)
 
 
 def paired(arms, pair=("mine", "other"), sequential=False, chosen=None, dense=None):
@@ -549,16 +549,16 @@ def test_a_verdict_as_a_whole():
     losses_SU = table(n=4, shift=0.1, seeds=0.02, units=0.2, error=0.05)
     logs_S = np.log(losses_SU.mean(1))
     rows_SU = logs_S[:, None] + losses_SU / losses_SU.mean(1, keepdims=True) - 1
-    found = estimate_two_way(rows_SU)
-    t = found.mean / found.standard_error
-    p = 2 * stats.t.sf(abs(t), found.degrees_of_freedom)
-    low, high = (found.mean + sign * stats.t.ppf(0.975, found.degrees_of_freedom) * found.standard_error for sign in (-1, 1))
-    percent = [100 * math.expm1(log) for log in (found.mean, low, high)]
+    result = estimate_two_way(rows_SU)
+    t = result.mean / result.standard_error
+    p = 2 * stats.t.sf(abs(t), result.degrees_of_freedom)
+    low, high = (result.mean + sign * stats.t.ppf(0.975, result.degrees_of_freedom) * result.standard_error for sign in (-1, 1))
+    percent = [100 * math.expm1(log) for log in (result.mean, low, high)]
     ratios = np.log([1.5, 1.6, 1.5, 1.7])
     time = [math.exp(ratios.mean() + sign * stats.t.ppf(0.975, 3) * ratios.std(ddof=1) / 2) for sign in (0, -1, 1)]
     assert of_mine(losses_SU, changes=seconds(1.5, 1.6, 1.5, 1.7)) == (
         "worse: test loss {:+.1f}% [{:+.1f}, {:+.1f}] against dense, 4 seeds x 100 examples, ".format(*percent)
-        + f"standard error {format_change_size(found.unit_error)} over examples and {format_change_size(found.seed_error)} over seeds, "
+        + f"standard error {format_change_size(result.unit_error)} over examples and {format_change_size(result.seed_error)} over seeds, "
         + f"Holm p={p:.2g}, " + "{:.2f}x the training time [{:.2f}, {:.2f}]".format(*time)
     )  # fmt: skip
 
@@ -606,9 +606,9 @@ def test_a_change_beyond_the_range_of_a_float_is_printed():
     """math.expm1 raises an OverflowError above 709."""
     from routelab.core.number_format import format_change_in_table
 
-    wide = values(0.0, 300.0)
-    assert "[no bounds from so few seeds]" in of_mine(wide)
-    assert "+inf]" in format_change_in_table(study({"mine": wide})["arms"]["mine"]["difference"])
+    losses_S = values(0.0, 300.0)
+    assert "[no bounds from so few seeds]" in of_mine(losses_S)
+    assert "+inf]" in format_change_in_table(study({"mine": losses_S})["arms"]["mine"]["difference"])
 
 
 @pytest.mark.parametrize(("n", "part"), [(3, 0.5), (3, 0.8), (5, 0.5), (5, 0.2), (5, 0.05), (5, 0.95)])
@@ -627,7 +627,7 @@ def test_a_limit_is_rarely_overstated(n, part):
         rows_SU = (
             math.sqrt(seed_variance) * seeds_S + math.sqrt(unit_variance) * units_U + math.sqrt(error_variance) * errors_SU
         )
-        kept = verdict._remaining({**vars(estimate_two_way(rows_SU)), "n": n})
+        fractions = verdict._remaining({**vars(estimate_two_way(rows_SU)), "n": n})
         for source in (0, 1):
-            wrong[source] += kept[source] >= verdict.MOSTLY and math.floor(100 * kept[source]) / 100 > limits[source]
+            wrong[source] += fractions[source] >= verdict.MOSTLY and math.floor(100 * fractions[source]) / 100 > limits[source]
     assert max(wrong) / draws <= 0.05 + 0.038

@@ -32,7 +32,7 @@ def seeds_of(world, label):
     return sorted(seed for arm, seed in world.trained if arm == label)
 
 
-def test_both_standard_errors_are_in_the_summary_and_their_root_sum_is_near_the_whole(run):
+def test_both_standard_errors_are_in_the_summary_and_their_root_sum_is_near_the_standard_error(run):
     entry = run(World(gain={"switch": 0.1}), "seeds=4")["arms"]["switch"]
     difference = entry["difference"]
     assert (difference["n"], difference["units"], entry["covered"]) == (4, 60, ["seeds", "examples"])
@@ -43,36 +43,36 @@ def test_both_standard_errors_are_in_the_summary_and_their_root_sum_is_near_the_
 
 def test_seeds_auto_stops_where_the_test_set_is_the_limit(run):
     world = World(gain={"switch": 0.05}, seed_sd=0.002, unit_sd=0.5)
-    made = run(world, "seeds=auto")
+    outcome = run(world, "seeds=auto")
     # With five seeds no interval at half of the level is bounded.
     assert seeds_of(world, "switch") == list(range(6)), "more seeds cannot help"
-    assert made["arms"]["switch"]["limited"]
-    assert made["arms"]["switch"]["verdict"].startswith("undecided, limited by the test set:")
+    assert outcome["arms"]["switch"]["limited"]
+    assert outcome["arms"]["switch"]["verdict"].startswith("undecided, limited by the test set:")
 
 
-def test_seeds_auto_buys_seeds_where_seeds_are_the_limit(run):
+def test_seeds_auto_adds_seeds_if_seeds_are_the_limit(run):
     world = World(gain={"switch": 0.2}, seed_sd=0.2, unit_sd=0.01)
-    made = run(world, "seeds=auto", "statistics.max_seeds=40")
+    outcome = run(world, "seeds=auto", "statistics.max_seeds=40")
     assert len(seeds_of(world, "switch")) > 5
-    assert made["arms"]["switch"]["state"] == "worse"
-    assert made["sequential"] is True
-    assert not made["arms"]["switch"]["limited"]
+    assert outcome["arms"]["switch"]["state"] == "worse"
+    assert outcome["sequential"] is True
+    assert not outcome["arms"]["switch"]["limited"]
 
 
-def test_seeds_auto_without_units_buys_seeds_for_what_units_would_have_limited(run):
+def test_seeds_auto_without_units_adds_seeds_although_units_would_be_the_limit(run):
     world = World(gain={"switch": 0.05}, seed_sd=0.05, unit_sd=0.5)
-    made = run(world, "seeds=auto", "statistics.uncertainty=[seeds]", "statistics.max_seeds=8")
-    assert "on this test split" in made["arms"]["switch"]["verdict"]
-    assert not made["arms"]["switch"]["limited"]
+    outcome = run(world, "seeds=auto", "statistics.uncertainty=[seeds]", "statistics.max_seeds=8")
+    assert "on this test split" in outcome["arms"]["switch"]["verdict"]
+    assert not outcome["arms"]["switch"]["limited"]
 
 
-def test_no_seeds_are_bought_for_an_arm_that_diverged(run):
+def test_no_seeds_are_added_for_an_arm_that_diverged(run):
     world = World(gain={"switch": 0.2, "top2": 0.2}, seed_sd=0.2, unit_sd=0.01, diverged=(("top2", 1),))
-    made = run(world, "arms=[dense,switch,top2]", "seeds=auto", "statistics.max_seeds=9")
+    outcome = run(world, "arms=[dense,switch,top2]", "seeds=auto", "statistics.max_seeds=9")
     assert seeds_of(world, "top2") == list(range(5))
     assert len(seeds_of(world, "switch")) > 5
-    assert made["arms"]["top2"]["state"] == "withheld"
-    assert made["arms"]["top2"]["verdict"].startswith("no verdict, as 1 of 5 seeds diverged; over 4 seeds")
+    assert outcome["arms"]["top2"]["state"] == "withheld"
+    assert outcome["arms"]["top2"]["verdict"].startswith("no verdict, as 1 of 5 seeds diverged; over 4 seeds")
 
 
 def test_a_fixed_comparison_with_more_seeds_goes_on_sequentially_and_withdraws(run, tmp_path):
@@ -102,20 +102,20 @@ def test_a_fixed_comparison_with_more_seeds_goes_on_sequentially_and_withdraws(r
 def test_seeds_auto_goes_on_from_a_fixed_comparison(run):
     world = World(gain={"switch": 0.5}, unit_sd=0.05)
     run(world, "seeds=2")
-    made = run(world, "seeds=auto")
-    assert made["looks"][0] == 2
-    assert made["sequential"] is True
-    assert made["withdrawal"] is not None
+    outcome = run(world, "seeds=auto")
+    assert outcome["looks"][0] == 2
+    assert outcome["sequential"] is True
+    assert outcome["withdrawal"] is not None
 
 
 def test_runs_without_units_are_judged_over_seeds_and_it_says_so(run):
-    made = run(World(gain={"switch": 0.5}, with_units=False), "seeds=4")
-    assert made["unit"] is None
-    assert made["arms"]["switch"]["covered"] == ["seeds"]
-    assert "No test units were recorded, so intervals cover training seeds only" in made["caveat"]
+    outcome = run(World(gain={"switch": 0.5}, with_units=False), "seeds=4")
+    assert outcome["unit"] is None
+    assert outcome["arms"]["switch"]["covered"] == ["seeds"]
+    assert "No test units were recorded, so intervals cover training seeds only" in outcome["caveat"]
 
 
-def test_a_lost_unit_table_is_made_anew(run, tmp_path):
+def test_a_run_without_its_unit_table_is_trained_again(run, tmp_path):
     world = World(gain={"switch": 0.5})
     run(world, "seeds=2")
     for path in (tmp_path / "results/cells").iterdir():
@@ -130,8 +130,8 @@ def test_a_lost_unit_table_is_made_anew(run, tmp_path):
 
 def test_arms_that_do_not_depend_on_the_seed_are_judged_over_units_alone(run):
     world = World(gain={"switch": 0.5}, constant=("dense", "switch"))
-    made = run(world, "seeds=3")
-    entry = made["arms"]["switch"]
+    outcome = run(world, "seeds=3")
+    entry = outcome["arms"]["switch"]
     assert entry["covered"] == ["examples"]
     assert "60 documents alone, as both arms have the same results at every seed" in entry["verdict"]
     one = run(World(gain={"switch": 0.5}, constant=("switch",)), "seeds=3", "optimizer.lr=0.0007")["arms"]["switch"]
@@ -139,9 +139,9 @@ def test_arms_that_do_not_depend_on_the_seed_are_judged_over_units_alone(run):
 
 
 def test_domains_and_pairs_have_both_standard_errors(run):
-    made = run(World(), "seeds=3", "arms=[dense,switch,top2]", "statistics.pairs=[[switch,top2]]")
-    for difference in (made["arms"]["switch"]["by_domain"]["a"]["difference"], made["pairs"][0]["difference"]):
+    outcome = run(World(), "seeds=3", "arms=[dense,switch,top2]", "statistics.pairs=[[switch,top2]]")
+    for difference in (outcome["arms"]["switch"]["by_domain"]["a"]["difference"], outcome["pairs"][0]["difference"]):
         assert difference["seed_error"] > 0
         assert difference["unit_error"] > 0
-    assert made["arms"]["switch"]["by_domain"]["a"]["difference"]["units"] == 30
-    assert made["pairs"][0]["difference"]["units"] == 60
+    assert outcome["arms"]["switch"]["by_domain"]["a"]["difference"]["units"] == 30
+    assert outcome["pairs"][0]["difference"]["units"] == 60

@@ -36,8 +36,8 @@ def world(tmp_path, monkeypatch):
     """Return a function that makes comparisons happen in a world, and returns the words of one."""
     monkeypatch.setattr(module, "inference", lambda *given: {})
 
-    def happen_in(made, *more):
-        monkeypatch.setattr(comparison_runner, "run_jobs", made.run_jobs)
+    def happen_in(runs, *more):
+        monkeypatch.setattr(comparison_runner, "run_jobs", runs.run_jobs)
         return words(tmp_path, *more)
 
     return happen_in
@@ -132,14 +132,14 @@ def test_the_terminal_has_both_standard_errors_the_note_and_what_pairs_cover(wor
 
 def test_a_withdrawn_verdict_is_printed_and_seeds_alone_have_one_column(world, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "220")
-    made = World()
+    runs = World()
     alone = ("statistics.uncertainty=[seeds]", "statistics.pairs=[[switch,top2]]")
-    compare_command.compare(resolve(world(made, "seeds=3", *alone)))
+    compare_command.compare(resolve(world(runs, "seeds=3", *alone)))
     printed = capsys.readouterr().out
     assert "SE seeds" in printed
     assert "SE documents" not in printed
     assert "claims of their own (paired t-tests over seeds, Holm-adjusted, level .05)" in printed
-    compare_command.compare(resolve(world(made, "seeds=5", *alone)))
+    compare_command.compare(resolve(world(runs, "seeds=5", *alone)))
     printed = capsys.readouterr().out
     assert "the earlier verdicts are withdrawn" in " ".join(printed.split())
     assert "claims of their own (sequential paired t-tests over seeds, Bonferroni, level .05)" in printed
@@ -194,9 +194,9 @@ def test_several_data_sets_are_compared_over_seeds_and_say_so(capsys):
 
 
 def entry(**more):
-    made = {"difference": {"n": 4, "units": 360}, "pair_diverged": 0,
+    fields = {"difference": {"n": 4, "units": 360}, "pair_diverged": 0,
             "warnings": {"outlying_seeds": [], "concentration": 0.4, "depends_on_seed": True}}  # fmt: skip
-    return json.loads(json.dumps(made)) | more
+    return json.loads(json.dumps(fields)) | more
 
 
 def test_notes_are_given_where_a_reader_must_know():

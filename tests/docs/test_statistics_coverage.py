@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from routelab.comparison.statistics.contrast import Contrast
-from routelab.comparison.statistics.sequential import analyse
+from routelab.comparison.statistics.sequential import analyse_interim
 from routelab.comparison.statistics.two_way import estimate_two_way, influence_concentration, pigeonhole_standard_error
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "statistics"
@@ -95,15 +95,15 @@ def test_bootstrap_variance_is_the_limit_of_the_pigeonhole_bootstrap(coverage, f
 @pytest.mark.parametrize("fractions", [FRACTIONS[0], FRACTIONS[1]])
 def test_drawn_tables_have_the_law_of_explicit_tables(coverage, law, fractions):
     n, m = 4, 35
-    drawn = drawn_mean_squares(coverage, np.random.default_rng(7), law, 8000, n, m, fractions)
+    sampled = drawn_mean_squares(coverage, np.random.default_rng(7), law, 8000, n, m, fractions)
     explicit = coverage["mean_squares_of_tables"](
         explicit_tables(coverage, np.random.default_rng(8), law, 2000, n, m, fractions)
     )
     for name in ("mean", "seed", "unit", "error"):
-        assert stats.ks_2samp(getattr(drawn, name), getattr(explicit, name)).pvalue > 1e-3, name
-    variances = [coverage["estimate_variance"](ms)[0] for ms in (drawn, explicit)]
+        assert stats.ks_2samp(getattr(sampled, name), getattr(explicit, name)).pvalue > 1e-3, name
+    variances = [coverage["estimate_variance"](ms)[0] for ms in (sampled, explicit)]
     assert stats.ks_2samp(*variances).pvalue > 1e-3
-    statistics = [abs(ms.mean) / np.sqrt(variance) for ms, variance in zip((drawn, explicit), variances, strict=True)]
+    statistics = [abs(ms.mean) / np.sqrt(variance) for ms, variance in zip((sampled, explicit), variances, strict=True)]
     assert stats.ks_2samp(*statistics).pvalue > 1e-3
 
 
@@ -209,7 +209,7 @@ def test_interim_analyses_are_those_of_the_package(sequential, with_units):
         result = sequential["judge_interim"](analyses, n, with_units=with_units, units=units, margin=margin)
         for r, arms in enumerate(tables[:, :, :n]):
             contrasts = {str(a): Contrast(table_SU.mean(1), table_SU) for a, table_SU in enumerate(arms)}
-            for name, expected in analyse(contrasts, margin, LEVEL, uncertainty).items():
+            for name, expected in analyse_interim(contrasts, margin, LEVEL, uncertainty).items():
                 index = r, int(name)
                 assert result.low[index] == pytest.approx(expected.interval.low, rel=1e-6)
                 assert result.high[index] == pytest.approx(expected.interval.high, rel=1e-6)
@@ -222,16 +222,16 @@ def test_interim_analyses_are_those_of_the_package(sequential, with_units):
 
 def test_drawn_analyses_have_the_law_of_explicit_tables(sequential):
     units, unit_se = sequential["UNITS"], 0.5
-    drawn = sequential["draw_analyses"](np.random.default_rng(13), unit_se, 6000, 1)
+    sampled = sequential["draw_analyses"](np.random.default_rng(13), unit_se, 6000, 1)
     explicit = sequential["analyses_of_tables"](
         sequential_tables(sequential, np.random.default_rng(14), 600, 1, 20, units, unit_se)
     )
     for name in ("mean", "deviation", "skewness", "unit_error", "ms_error"):
         for n in (5, 20):
-            samples = [getattr(analyses, name)[:, 0, n - 1] for analyses in (drawn, explicit)]
+            samples = [getattr(analyses, name)[:, 0, n - 1] for analyses in (sampled, explicit)]
             assert stats.ks_2samp(*samples).pvalue > 1e-3, (name, n)
     # The standard errors over units of two analyses are correlated.
-    change = [analyses.unit_error[:, 0, 4:].max(-1) - analyses.unit_error[:, 0, -1] for analyses in (drawn, explicit)]
+    change = [analyses.unit_error[:, 0, 4:].max(-1) - analyses.unit_error[:, 0, -1] for analyses in (sampled, explicit)]
     assert stats.ks_2samp(*change).pvalue > 1e-3
 
 

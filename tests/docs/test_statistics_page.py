@@ -48,9 +48,9 @@ def test_the_table_of_laws_is_that_of_the_simulation():
         law, *cells = (cell.strip() for cell in row.strip("|").split("|"))
         settings = [("fixed 5", "1"), ("fixed 5", "8"), ("sequential", "1"), ("sequential", "8")]
         for cell, (mode, arms) in zip(cells, settings, strict=True):
-            found = next(r for r in stored if (r["law"], r["mode"], r["arms"]) == (names.get(law, law), mode, arms))
+            result = next(r for r in stored if (r["law"], r["mode"], r["arms"]) == (names.get(law, law), mode, arms))
             rule = "false_claims_with_withholding" if mode == "fixed 5" else "false_claims_with_both"
-            assert cell == f"{float(found['false_claims']):.3f}, {float(found[rule]):.3f}"
+            assert cell == f"{float(result['false_claims']):.3f}, {float(result[rule]):.3f}"
 
 
 def test_rates_that_the_text_gives():
@@ -66,27 +66,27 @@ def test_rates_that_the_text_gives():
         if row["law"] == "normal" and row["reference"] == "steady"
     }
     one, eight = normal["sequential", "1"], normal["sequential", "8"]
-    kept = [one[f"power_{effect}sd_with_both"] / one[f"power_t_{effect}sd"] for effect in (1, 2)]
-    kept += [eight[f"power_{effect}sd_with_both"] / eight[f"power_{effect}sd"] for effect in (1, 2)]
-    given = [f"{100 * part:.0f}%" for part in kept]
+    fractions = [one[f"power_{effect}sd_with_both"] / one[f"power_t_{effect}sd"] for effect in (1, 2)]
+    fractions += [eight[f"power_{effect}sd_with_both"] / eight[f"power_{effect}sd"] for effect in (1, 2)]
+    percentages = [f"{100 * fraction:.0f}%" for fraction in fractions]
     sentence = PAGE[PAGE.index("**seeds=auto** also widens") :].split("\n- ")[0]
-    assert [text for text in sentence.replace(",", " ").replace(".", " ").split() if text.endswith("%")] == given
+    assert [text for text in sentence.replace(",", " ").replace(".", " ").split() if text.endswith("%")] == percentages
     fixed = normal["fixed 5", "1"]
     assert fixed["power_1sd_with_withholding"] / fixed["power_t_1sd"] == pytest.approx(0.95, abs=0.01)
 
 
 def test_the_worked_example():
-    found = estimate_two_way(np.array([[1.0, 2.0, 6.0], [3.0, 4.0, 8.0]]))
+    result = estimate_two_way(np.array([[1.0, 2.0, 6.0], [3.0, 4.0, 8.0]]))
     example = " ".join(PAGE[PAGE.index("### Worked example") : PAGE.index("## How well the interval covers")].split())
-    interval = found.interval()
+    interval = result.interval()
     for value, text in (
-        (found.seed_error, "sqrt(6 / 6) = 1."),
-        (found.unit_error, f"sqrt(14 / 6) = {found.unit_error:.2f}"),
-        (found.standard_error, f"The standard error is {found.standard_error:.2f}"),
-        (found.degrees_of_freedom, f"= {found.degrees_of_freedom:.2f}"),
+        (result.seed_error, "sqrt(6 / 6) = 1."),
+        (result.unit_error, f"sqrt(14 / 6) = {result.unit_error:.2f}"),
+        (result.standard_error, f"The standard error is {result.standard_error:.2f}"),
+        (result.degrees_of_freedom, f"= {result.degrees_of_freedom:.2f}"),
         (
             interval.low,
-            f"4 ± {stats.t.ppf(0.975, found.degrees_of_freedom):.2f} x 1.83 = [{interval.low:.2f}, {interval.high:.2f}]",
+            f"4 ± {stats.t.ppf(0.975, result.degrees_of_freedom):.2f} x 1.83 = [{interval.low:.2f}, {interval.high:.2f}]",
         ),
         (1.0, f"4 ± {stats.t.ppf(0.975, 1):.1f} x 1,"),
         (1.0, f"4 ± {stats.t.ppf(0.975, 2):.2f} x 1.53"),

@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 from routelab.cli.app import app
 from routelab.comparison.results import report_again
 from routelab.comparison.verdict import verdict_of
-from routelab.report.arm_labels import coverage_of, describe_intervals, intervals_of, larger_source, sample_of, sources_of
 from routelab.report.comparison_report import write_report
+from routelab.report.interval_labels import coverage_of, describe_intervals, intervals_of, larger_error, sample_of, sources_of
 from routelab.report.plots.arm_plots import forest
 from routelab.report.plots.pairwise_plots import pairs as drawn_pairs
 
@@ -150,17 +150,17 @@ def test_the_references_loss_has_a_price_only_if_every_seed_reached_it(target: A
 
 
 def test_sources_and_samples() -> None:
-    assert [sources_of(each) for each in (BOTH, OF_SEEDS, OF_UNITS, NEITHER, None, {"mean": 1.0, "n": 3})] == [
+    assert [sources_of(item) for item in (BOTH, OF_SEEDS, OF_UNITS, NEITHER, None, {"mean": 1.0, "n": 3})] == [
         ("seeds", "examples"), ("seeds",), ("examples",), (), (), (),
     ]  # fmt: skip
-    assert [larger_source(each) for each in (BOTH, SEEDS_MATTER_MORE, OF_SEEDS, OF_UNITS, None)] == [
-        "units",
-        "seeds",
+    assert [larger_error(item) for item in (BOTH, SEEDS_MATTER_MORE, OF_SEEDS, OF_UNITS, None)] == [
+        "unit_error",
+        "seed_error",
         None,
         None,
         None,
     ]
-    assert [sample_of(each, "day") for each in (BOTH, OF_SEEDS, OF_UNITS, NEITHER, {**BOTH, "units": 1})] == [
+    assert [sample_of(item, "day") for item in (BOTH, OF_SEEDS, OF_UNITS, NEITHER, {**BOTH, "units": 1})] == [
         "5 seeds \u00d7 360 days", "5 seeds", "360 days", "", "5 seeds \u00d7 1 day",
     ]  # fmt: skip
 
@@ -186,11 +186,11 @@ def test_what_intervals_cover() -> None:
 def test_figures_carry_both_standard_errors_and_say_what_they_cover() -> None:
     pair = {"arm": "a", "against": "b", **entry(BOTH, ["seeds", "examples"])}
     made = summary({"a": entry(BOTH, ["seeds", "examples"]), "b": entry(BOTH, ["seeds", "examples"])}, pairs=[pair])
-    for drawn in (forest(made, []), drawn_pairs(made, [])):
-        assert drawn is not None
-        row = dict(zip(drawn.table[0], drawn.table[1], strict=True))
+    for plot in (forest(made, []), drawn_pairs(made, [])):
+        assert plot is not None
+        row = dict(zip(plot.table[0], plot.table[1], strict=True))
         assert (row["seed_error"], row["unit_error"]) == (0.0312, 0.1234)
-        assert "two-way intervals over training seeds and test images" in drawn.note
+        assert "two-way intervals over training seeds and test images" in plot.note
         assert "p_sign_flip" not in row
     alone = drawn_pairs({**made, "pairs": [{**pair, **entry(OF_SEEDS, ["seeds"])}]}, [])
     assert alone is not None

@@ -36,10 +36,13 @@ class Contrast:
     seeds: tuple[int, ...] = ()
     diverged: int = 0
 
-    def covered(self, uncertainty: Collection[str]) -> tuple[str, ...]:
-        """Return the sources of uncertainty that an estimate covers: those asked for, as far as the data have them.
+    def select_sources(self, uncertainty: Collection[str]) -> tuple[str, ...]:
+        """Return the sources of uncertainty that an estimate covers: the requested ones, as far as the data have them.
 
-        Two arms that do not depend on the seed are judged over test units alone, whatever is asked for.
+        Two arms that do not depend on the seed are judged over test units alone, for every request.
+
+        Args:
+            uncertainty: Requested sources, "seeds" and "examples".
         """
         if not self.depends_on_seed:
             return () if self.table_SU is None else ("examples",)
@@ -51,20 +54,24 @@ class Contrast:
         """Estimate the mean difference.
 
         Args:
-            uncertainty: Sources of uncertainty that the standard error is to cover, see `covered`.
+            uncertainty: Sources of uncertainty that the standard error is to cover, see `select_sources`.
 
         Returns:
-            The estimate. Its standard error is NaN if the data have too few seeds or units, and for two arms that do not depend
-            on the seed and have no test units.
+            The estimate. Its standard error is NaN if the data have too few seeds or units. It is also NaN for two arms that do
+            not depend on the seed and have no test units.
         """
-        covered = self.covered(uncertainty)
+        covered = self.select_sources(uncertainty)
         if not covered:
             return Estimate(float(self.values_S.mean()), math.nan, math.nan, len(self.values_S))
         if covered == ("seeds",) or self.table_SU is None:
             return estimate_over_seeds(self.values_S)
         return estimate_over_units(self.table_SU) if covered == ("examples",) else estimate_two_way(self.table_SU)
 
-    def first(self, seeds: int) -> Contrast:
-        """Return the contrast of the first so many seeds."""
+    def with_first_seeds(self, seeds: int) -> Contrast:
+        """Return the contrast of the first seeds alone.
+
+        Args:
+            seeds: Number of seeds.
+        """
         table_SU = None if self.table_SU is None else self.table_SU[:seeds]
         return Contrast(self.values_S[:seeds], table_SU, self.depends_on_seed, self.seeds[:seeds], self.diverged)

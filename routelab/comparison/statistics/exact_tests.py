@@ -47,8 +47,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
     from statsmodels.stats.multitest import multipletests
 
     p = np.asarray(p_values, dtype=np.float64)
-    made = ~np.isnan(p)
+    is_tested = ~np.isnan(p)
     # A single p-value stays as it is; statsmodels collects garbage at each call, which takes a third of a second here.
-    if made.sum() > 1:
-        p[made] = multipletests(p[made], method="holm")[1]
+    if is_tested.sum() > 1:
+        p[is_tested] = multipletests(p[is_tested], method="holm")[1]
     return [float(value) for value in p]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
@@ -11,7 +11,7 @@ from routelab.comparison.statistics.contrast import Contrast
 from routelab.comparison.statistics.exact_tests import holm, sign_flip_p
 from routelab.comparison.statistics.outlying_seeds import outlying_seeds
 from routelab.comparison.statistics.power import detectable_shift
-from routelab.comparison.statistics.sequential import analyse, seeds_to_settle
+from routelab.comparison.statistics.sequential import analyse_interim, seeds_to_settle
 from routelab.comparison.statistics.two_way import Estimate, influence_concentration
 from routelab.config.schema import StatisticsOptions
 from routelab.core.intervals import Interval, bca_interval
@@ -55,7 +55,7 @@ class Result:
 
     @property
     def needs_seeds(self) -> bool:
-        """Whether further seeds can lead to a verdict."""
+        """Return whether further seeds can lead to a verdict."""
         return (self.state == "open" and not self.limited) or self.withheld == "outlying"
 
 
@@ -69,8 +69,8 @@ def seeds_to_decide(contrast: Contrast, result: Result) -> int | None:
         result: Result of an interim analysis of them.
 
     Returns:
-        Number of seeds, None if it is beyond 100,000. If the difference lies within the part that covers units, it is one more than
-        there are, as the next analysis may show that the test set is the limit.
+        Number of seeds, None if it is beyond 100,000. If the difference lies within the part that covers units, it is the present
+        number plus 1, as the next analysis may show that the test set is the limit.
     """
     assert result.level is not None
     mean = result.estimate.mean
@@ -147,7 +147,7 @@ def evaluate_contrasts(
     Returns:
         Label -> result. A verdict is withheld if a run diverged, or if a claim rests on differences with an outlying seed.
     """
-    results = _test_at_interim(contrasts, options, first_look) if sequential else _test_once(contrasts, options)
+    results = _test(contrasts, options, sequential, first_look)
     return {label: _withhold(contrasts[label], result) for label, result in results.items()}
 
 
@@ -164,14 +164,16 @@ def describe_contrast(
     """
     if contrast is None:
         return None
-    test = _test_at_interim if sequential else _test_once
-    result = test({"": contrast}, options, first_look)[""]
-    return _describe(result)
+    return _describe(_test({"": contrast}, options, sequential, first_look)[""])
 
 
-def _test_once(
-    contrasts: Mapping[str, Contrast], options: StatisticsOptions, first_look: int | None = None
+def _test(
+    contrasts: Mapping[str, Contrast], options: StatisticsOptions, sequential: bool, first_look: int | None
 ) -> dict[str, Result]:
+    return _test_at_interim(contrasts, options, first_look) if sequential else _test_once(contrasts, options)
+
+
+def _test_once(contrasts: Mapping[str, Contrast], options: StatisticsOptions) -> dict[str, Result]:
     estimates = {label: contrast.estimate(options.uncertainty) for label, contrast in contrasts.items()}
     p_values = [estimate.p_value() for estimate in estimates.values()]
     equivalent = holm([estimate.p_equivalent(options.margin) for estimate in estimates.values()])
@@ -185,7 +187,7 @@ def _test_once(
         results[label] = Result(
             estimate,
             estimate.interval(1 - options.alpha),
-            contrasts[label].covered(options.uncertainty),
+            contrasts[label].select_sources(options.uncertainty),
             state,
             p=p,
             p_holm=p_holm,
@@ -198,7 +200,7 @@ def _test_once(
 def _test_at_interim(
     contrasts: Mapping[str, Contrast], options: StatisticsOptions, first_look: int | None
 ) -> dict[str, Result]:
-    interim = analyse(contrasts, options.margin, options.alpha, options.uncertainty, first_look or options.min_seeds)
+    interim = analyse_interim(contrasts, options.margin, options.alpha, options.uncertainty, first_look or options.min_seeds)
     results = {}
     for label, contrast in contrasts.items():
         estimate, analysis = contrast.estimate(options.uncertainty), interim[label]
@@ -206,7 +208,7 @@ def _test_at_interim(
         results[label] = Result(
             estimate,
             analysis.interval,
-            contrast.covered(options.uncertainty),
+            contrast.select_sources(options.uncertainty),
             analysis.state if math.isfinite(estimate.standard_error) else None,
             supported_margin=max(bounds) if all(map(math.isfinite, bounds)) else math.nan,
             level=analysis.level,
@@ -218,9 +220,9 @@ def _test_at_interim(
 
 def _withhold(contrast: Contrast, result: Result) -> Result:
     """Withhold the verdict if a run diverged, or if it is a claim that an outlying seed decides."""
-    outlying = [contrast.seeds[position] for position in outlying_seeds(contrast.values_S.tolist())] if contrast.seeds else []
-    if "seeds" not in result.covered:
-        outlying = []
+    outlying: list[int] = []
+    if contrast.seeds and "seeds" in result.covered:
+        outlying = [contrast.seeds[position] for position in outlying_seeds(contrast.values_S.tolist())]
     if contrast.diverged and result.state is not None:
         return replace(result, state="withheld", withheld="diverged", outlying=outlying)
     if outlying and result.state in ("better", "worse", "equivalent"):
@@ -230,11 +232,10 @@ def _withhold(contrast: Contrast, result: Result) -> Result:
 
 def _warnings(contrast: Contrast, result: Result) -> dict[str, Any]:
     """Return the properties of the data that a reader must know: outlying seeds, and the influence of single test units."""
-    units = result.estimate.units if "examples" in result.covered else None
-    concentrated = contrast.table_SU is not None and units is not None
+    table_SU = contrast.table_SU if "examples" in result.covered else None
     return {
         "outlying_seeds": result.outlying,
-        "concentration": influence_concentration(contrast.table_SU) if concentrated else None,  # type: ignore[arg-type]
+        "concentration": None if table_SU is None else influence_concentration(table_SU),
         "depends_on_seed": contrast.depends_on_seed,
     }
 
@@ -253,18 +254,3 @@ def _detectable_difference(estimate: Estimate) -> float:
     if not math.isfinite(estimate.degrees_of_freedom):
         return 0.0
     return estimate.standard_error * detectable_shift(estimate.degrees_of_freedom)
-
-
-def differences(labels: Sequence[str], reference: str, records: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
-    """Return the log test loss of each arm minus the reference's, by seed, for arms that share a seed with it."""
-    logs: dict[str, dict[int, float]] = {label: {} for label in (*labels, reference)}
-    for record in records:
-        if record["status"] == "ok" and record["arm"] in logs:
-            logs[record["arm"]][record["seed"]] = math.log(max(record["test"]["loss"], 1e-12))
-    base = logs[reference]
-    found = {
-        label: [logs[label][seed] - base[seed] for seed in sorted(set(logs[label]) & set(base))]
-        for label in labels
-        if label != reference
-    }
-    return {label: values for label, values in found.items() if values}

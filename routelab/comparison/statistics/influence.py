@@ -1,9 +1,9 @@
 """Values of metrics and the influence of each test unit on them, from sums by unit. Pure functions of numbers.
 
-Every metric is a function f of the totals of a few sums. The influence of unit u is that of the delete-one jackknife,
-(U - 1) (mean_v f_(-v) - f_(-u)), where f_(-u) is the metric without unit u; its mean over units is 0. A table row f + influence
-therefore has the mean f, and its variance over units, divided by U, is the jackknife variance of f over samples of units
-(Efron & Stein 1981). Where few units carry most of a loss, this variance is closer to that of a bootstrap than the linearisation's.
+Every metric is a function f of the totals of a few sums. Let f_(-u) be the metric without unit u. The influence of unit u is that
+of the delete-one jackknife, (U - 1) (mean_v f_(-v) - f_(-u)), and its mean over units is 0. A table row f + influence therefore
+has the mean f. Its variance over units, divided by U, is the jackknife variance of f over samples of units (Efron & Stein 1981).
+If few units carry most of a loss, this variance is closer to that of a bootstrap than the linearisation's.
 
 Axes: U test units.
 """

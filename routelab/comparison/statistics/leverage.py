@@ -163,15 +163,15 @@ def leverage(
         return np.append(log_leverage(dense_points, arm_points, shown), middle)
 
     estimate = statistic(everything, dense.loss, arm.loss)
-    parts: list[tuple[Floats, int]] = []
+    components: list[tuple[Floats, int]] = []
     has_units = dense.loss_without is not None and arm.loss_without is not None
     if "seeds" in uncertainty or not has_units:
         without = [statistic(np.arange(n) != seed, dense.loss, arm.loss) for seed in range(n)] if n > 1 else []
-        parts.append((_jackknife_variance(without, estimate), n - 1))
+        components.append((_jackknife_variance(without, estimate), n - 1))
     if "examples" in uncertainty and dense.loss_without is not None and arm.loss_without is not None:
         without = [statistic(everything, *losses) for losses in zip(dense.loss_without, arm.loss_without, strict=True)]
-        parts.append((_jackknife_variance(without, estimate), len(without) - 1))
-    intervals = _intervals(estimate, parts, n, confidence)
+        components.append((_jackknife_variance(without, estimate), len(without) - 1))
+    intervals = _intervals(estimate, components, n, confidence)
     at = list(zip(shown, intervals[: len(shown)], strict=True))
     return Leverage(at, intervals[-1] if wide else None, n)
 
@@ -208,18 +208,18 @@ def _jackknife_variance(without: Sequence[Floats], estimate: Floats) -> Floats:
     return (len(values) - 1) / len(values) * np.square(values - values.mean(0)).sum(0)
 
 
-def _intervals(estimate: Floats, parts: Sequence[tuple[Floats, int]], n: int, confidence: float) -> list[Interval]:
+def _intervals(estimate: Floats, components: Sequence[tuple[Floats, int]], n: int, confidence: float) -> list[Interval]:
     """Return exp of the t-interval of each entry of an estimate.
 
     Args:
         estimate: Estimates, (K,).
-        parts: Variances (K,) that add up, each with its degrees of freedom.
+        components: Variances (K,) that add up, each with its degrees of freedom.
         n: Number of seeds.
         confidence: Confidence of the intervals.
     """
-    variance = np.sum([part for part, _ in parts], 0)
+    variance = np.sum([component for component, _ in components], 0)
     with np.errstate(invalid="ignore", divide="ignore"):
-        df = variance**2 / np.sum([part**2 / max(1, freedom) for part, freedom in parts], 0)
+        df = variance**2 / np.sum([component**2 / max(1, freedom) for component, freedom in components], 0)
         # Without any variance there is no width, whatever the quantile.
         half = np.where(variance == 0.0, 0.0, stats.t.ppf(0.5 + confidence / 2, df) * np.sqrt(variance))
     return [

@@ -1,8 +1,8 @@
 """Seeds whose paired difference lies far from those of the other seeds, by Grubbs' test: pure functions of numbers.
 
 A verdict over few seeds can depend on a single seed. Grubbs' statistic is G = max |d - mean| / sd with n - 1 in the deviation. It
-is a monotone function of the largest externally studentised residual (the t of a seed against the others), and at n = 3 of
-max |d - median| / MAD as well. Normal values exceed
+is a monotone function of the largest externally studentised residual, the t of a seed against the others. At n = 3 it is also one
+of max |d - median| / MAD. Normal values exceed
 
     (n - 1) / sqrt(n) * sqrt(t^2 / (n - 2 + t^2)),     t = the 1 - rate / (2 n) quantile of Student's t with n - 2 df,
 

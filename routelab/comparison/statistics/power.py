@@ -9,15 +9,19 @@ import numpy as np
 from scipy import optimize, stats
 
 
-def seeds_needed(
-    differences: Sequence[float], power: float = 0.8, alpha: float = 0.05, bar: Callable[[int], float] | None = None
-) -> int | None:
-    """How many pairs a paired t-test needs to find the mean difference seen here, if it and its spread are true.
+def seeds_needed(differences: Sequence[float], bar: Callable[[int], float], power: float = 0.8) -> int | None:
+    """Return how many pairs a test needs to find the mean difference of these pairs, if it and its spread are true.
 
-    bar: n -> the t^2 that n pairs must reach, instead of that of a two-sided t-test at alpha. An estimate from few pairs is
-    rough. None below two differences, for a mean of 0, and beyond 100,000.
+    An estimate from few pairs is rough.
+
+    Args:
+        differences: Differences of the pairs, (n,).
+        bar: Function from a number of pairs to the t^2 at which the test rejects.
+        power: Probability of a rejection.
+
+    Returns:
+        Number of pairs. None below two differences, for a mean of 0, and beyond 100,000.
     """
-    bar = bar or (lambda n: _bar(n, alpha))
     d = np.asarray(differences, dtype=np.float64).reshape(-1)
     if d.size < 2 or not np.isfinite(d).all() or d.mean() == 0.0:
         return None
@@ -35,11 +39,6 @@ def seeds_needed(
         enough = _power(effect * math.sqrt(middle), middle - 1, bar(middle)) >= power
         low, high = (low, middle) if enough else (middle, high)
     return high
-
-
-def _bar(n: int, alpha: float) -> float:
-    """The t^2 at which a two-sided t-test on n differences rejects."""
-    return float(stats.t.ppf(1 - alpha / 2, n - 1) ** 2)
 
 
 def _power(shift: float, degrees_of_freedom: float, bar: float) -> float:

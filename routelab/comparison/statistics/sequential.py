@@ -1,4 +1,4 @@
-"""Looking again after every seed without being fooled: a t-test that holds at all looks together. Pure functions of numbers.
+"""A t-test that holds at all interim analyses together, one after every seed. Pure functions of numbers.
 
 The null hypothesis is that the paired differences d_1, d_2, ... (one for each seed) are normal with mean theta, their variance
 unknown. Under a normal prior N(0, g) on the effect size (mean - theta) / deviation and the scale-free prior on the deviation
@@ -7,7 +7,7 @@ unknown. Under a normal prior N(0, g) on the effect size (mean - theta) / deviat
     e_n(theta) = (1 + n g)^(-1/2) * [(1 + t^2 / nu) / (1 + t^2 / (nu (1 + n g)))]^((nu + 1) / 2),     nu = n - 1,
 
 and a martingale of mean 1 if theta is the mean (Lai 1976; Wang & Ramdas 2025, Anytime-valid t-tests and confidence sequences).
-By Ville's inequality it ever reaches 1 / alpha with probability at most alpha, whenever and however often one looks: all the
+By Ville's inequality it ever reaches 1 / alpha with probability at most alpha, however many analyses there are: all the
 theta with e_n(theta) < 1 / alpha are an interval that covers the mean at all n at once with probability 1 - alpha.
 """
 
@@ -75,8 +75,17 @@ def settling_square(n: int, alpha: float, prior_variance: float = PRIOR_VARIANCE
 
 
 def seeds_to_settle(differences: Sequence[float], alpha: float, power: float = 0.8) -> int | None:
-    """`seeds_needed` of the anytime interval: with so many, one look alone settles a difference like this one `power` of the time."""
-    return seeds_needed(differences, power, bar=lambda n: settling_square(n, alpha))
+    """Return how many seeds the anytime interval needs so that one analysis alone decides a difference as large as this one.
+
+    Args:
+        differences: Differences so far, (n,).
+        alpha: Level of the interval.
+        power: Probability of a decision at that analysis.
+
+    Returns:
+        Number of seeds; None in the cases of `seeds_needed`.
+    """
+    return seeds_needed(differences, lambda n: settling_square(n, alpha), power)
 
 
 @dataclass(frozen=True)
@@ -98,22 +107,22 @@ class InterimResult:
     limited: bool = False
 
 
-def analyse(
+def analyse_interim(
     contrasts: Mapping[str, Contrast],
     margin: float,
     alpha: float = 0.05,
     uncertainty: Sequence[str] = ("seeds", "examples"),
     first_look: int = 5,
 ) -> dict[str, InterimResult]:
-    """Judge every arm by its differences in log loss so far (negative = better).
+    """Test the differences in log loss of every arm at an interim analysis (negative = better).
 
     `better` or `worse`: the interval excludes 0. `equivalent`: it lies within +-margin, which was set beforehand. An arm's level
     is alpha / number of arms (Bonferroni). Over all arms and interim analyses together, a wrong "better", "worse" or "equivalent"
     has a probability of at most alpha. No more seeds are needed for an arm that is decided.
 
     The anytime interval over seeds is widened for skewness (`widen_for_skewness`), as it rests on normal differences.
-    If the interval is to cover test units too, it is the interval over seeds at half of the level, widened by a t-interval over
-    units at the other half. The standard error over units is the largest of all interim analyses so far, as the analyses may
+    If the interval is to cover test units too, it is the interval over seeds at half of the level. A t-interval over units at
+    the other half widens it. The standard error over units is the largest of all interim analyses so far, as the analyses may
     stop at a small one.
 
     Args:
@@ -123,17 +132,22 @@ def analyse(
         uncertainty: Sources of uncertainty that intervals are to cover.
         first_look: Smallest number of seeds at which an analysis was made.
 
+    Returns:
+        Label of an arm -> its state.
+
     Raises:
         ValueError: if the margin is not above 0.
     """
     if not margin > 0:
         raise ValueError(f"margin is {margin}; it must be above 0")
     level = alpha / max(1, len(contrasts))
-    return {arm: _analyse(contrast, margin, level, uncertainty, first_look) for arm, contrast in contrasts.items()}
+    return {arm: _analyse_contrast(contrast, margin, level, uncertainty, first_look) for arm, contrast in contrasts.items()}
 
 
-def _analyse(contrast: Contrast, margin: float, level: float, uncertainty: Sequence[str], first_look: int) -> InterimResult:
-    covered = contrast.covered(uncertainty)
+def _analyse_contrast(
+    contrast: Contrast, margin: float, level: float, uncertainty: Sequence[str], first_look: int
+) -> InterimResult:
+    covered = contrast.select_sources(uncertainty)
     over_seeds, unit_half = _seed_interval(contrast, level), 0.0
     if covered == ("seeds", "examples"):
         over_seeds, unit_half = _seed_interval(contrast, level / 2), _unit_half_width(contrast, level / 2, first_look)
@@ -169,6 +183,6 @@ def _is_limited(over_seeds: Interval, unit_half: float, margin: float) -> bool:
 def _unit_half_width(contrast: Contrast, level: float, first_look: int) -> float:
     """Return the half width of the t-interval over units, with the largest standard error of all analyses so far."""
     n = len(contrast.values_S)
-    looks = [contrast.first(count).estimate(("examples",)) for count in range(min(first_look, n), n + 1)]
-    error = max(look.standard_error for look in looks)
-    return float(stats.t.ppf(1 - level / 2, looks[-1].degrees_of_freedom)) * error
+    estimates = [contrast.with_first_seeds(count).estimate(("examples",)) for count in range(min(first_look, n), n + 1)]
+    error = max(estimate.standard_error for estimate in estimates)
+    return float(stats.t.ppf(1 - level / 2, estimates[-1].degrees_of_freedom)) * error

@@ -25,7 +25,7 @@ FEW_UNITS = 30
 """Number of test units below which an interval rests on the assumption that their effects are normal."""
 
 CONCENTRATED_UNITS = 10
-"""Number of test units whose part of the squared influence is reported."""
+"""Number of test units whose fraction of the squared influence is reported."""
 
 
 @dataclass(frozen=True)
@@ -135,8 +135,8 @@ def estimate_over_units(table_SU: Floats) -> Estimate:
 def estimate_two_way(table_SU: Floats) -> Estimate:
     """Estimate a mean from a table of which both the seeds and the units are random samples.
 
-    Var(mean) is estimated by (MS_seed + MS_unit - MS_error) / (n m), and never below the larger of MS_seed / (n m) and
-    MS_unit / (n m). If the larger of the two is used, the degrees of freedom are its own.
+    The estimate of Var(mean) is (MS_seed + MS_unit - MS_error) / (n m), but at least the larger of MS_seed / (n m) and
+    MS_unit / (n m). If that minimum is used, the degrees of freedom are its own.
 
     Args:
         table_SU: Values by seed and unit, (S, U).

@@ -8,7 +8,8 @@ from typing import Any
 from routelab.core.intervals import mean_interval
 from routelab.core.number_format import is_bounded
 from routelab.records.derived_values import curve_points
-from routelab.report.arm_labels import intervals_of, marked, marks
+from routelab.report.arm_labels import marked, marks
+from routelab.report.interval_labels import intervals_of
 from routelab.report.plots import plot_style as drawing
 from routelab.report.plots.plot_style import Drawn, Record
 from routelab.tracking.load_heatmap import load_figure, load_table

@@ -8,7 +8,8 @@ from typing import Any
 
 from routelab.core.number_format import is_bounded, pluralise
 from routelab.records.derived_values import spent
-from routelab.report.arm_labels import marked, unit_of
+from routelab.report.arm_labels import marked
+from routelab.report.interval_labels import unit_of
 from routelab.report.plots import plot_style as drawing
 from routelab.report.plots.plot_style import Drawn, Record
 

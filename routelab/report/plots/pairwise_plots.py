@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from routelab.core.number_format import is_bounded
-from routelab.report.arm_labels import intervals_of, is_older
+from routelab.report.interval_labels import intervals_of, is_older
 from routelab.report.plots.plot_style import Drawn, Record, colour, places
 
 if TYPE_CHECKING:

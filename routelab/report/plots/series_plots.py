@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from routelab.core.number_format import finite, format_exact_change, is_bounded
-from routelab.report.arm_labels import describe_intervals
+from routelab.report.interval_labels import describe_intervals
 from routelab.report.plots.plot_style import Drawn, colour, legend, log_axis, marker
 
 if TYPE_CHECKING:

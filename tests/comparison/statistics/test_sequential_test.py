@@ -8,7 +8,7 @@ from scipy import integrate, stats
 
 from routelab.comparison.statistics.contrast import Contrast
 from routelab.comparison.statistics.power import seeds_needed
-from routelab.comparison.statistics.sequential import analyse, anytime_interval, e_value, seeds_to_settle
+from routelab.comparison.statistics.sequential import analyse_interim, anytime_interval, e_value, seeds_to_settle
 from routelab.core.intervals import mean_interval
 
 
@@ -91,7 +91,7 @@ def test_error_rate_of_several_arms_together() -> None:
         wrong += any(
             each.state in ("better", "worse")
             for n in range(3, 31, 3)
-            for each in analyse(over_seeds({arm: values[:n] for arm, values in d.items()}), margin=1e-9).values()
+            for each in analyse_interim(over_seeds({arm: values[:n] for arm, values in d.items()}), margin=1e-9).values()
         )
     assert wrong / trials <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / trials)
 
@@ -103,7 +103,7 @@ def test_real_differences_are_settled() -> None:
         needed = []
         for _ in range(60):
             d = rng.normal(-effect, 1.0, 60)
-            states = [analyse(over_seeds({"arm": d[:n]}), margin=1e-9)["arm"].state for n in range(2, 61)]
+            states = [analyse_interim(over_seeds({"arm": d[:n]}), margin=1e-9)["arm"].state for n in range(2, 61)]
             assert "worse" not in states
             needed.append(states.index("better") + 2)
         assert np.median(needed) <= most
@@ -111,7 +111,7 @@ def test_real_differences_are_settled() -> None:
 
 def test_states_of_an_interim_analysis() -> None:
     rng = np.random.default_rng(3)
-    found = analyse(
+    found = analyse_interim(
         over_seeds(
             {
                 "better": rng.normal(-1, 0.1, 12),
@@ -130,7 +130,7 @@ def test_states_of_an_interim_analysis() -> None:
     }
     assert found["open"].level == 0.05 / 4
     with pytest.raises(ValueError, match="margin"):
-        analyse({}, margin=0)
+        analyse_interim({}, margin=0)
 
 
 def test_seeds_to_settle_are_those_of_the_wider_interval() -> None:
@@ -139,14 +139,16 @@ def test_seeds_to_settle_are_those_of_the_wider_interval() -> None:
     d = rng.normal(0, 1, 6)
     d = (d - d.mean()) / d.std(ddof=1) + 0.8
     n = seeds_to_settle(d.tolist(), 0.05)
+    fewer = seeds_needed(d.tolist(), lambda n: float(stats.t.ppf(0.975, n - 1) ** 2))
     assert n is not None
-    assert n > 1.5 * seeds_needed(d.tolist())
+    assert fewer is not None
+    assert n > 1.5 * fewer
 
     def found(seeds: int) -> float:
         return float(np.mean([anytime_interval(rng.normal(0.8, 1, seeds)).low > 0 for _ in range(1000)]))
 
     assert found(n) == pytest.approx(0.8, abs=0.04)
-    assert found(seeds_needed(d.tolist())) < 0.5
+    assert found(fewer) < 0.5
 
 
 def units_and_seeds(
@@ -160,7 +162,7 @@ def units_and_seeds(
 
 def test_the_interval_is_that_over_seeds_widened_by_units() -> None:
     contrast = units_and_seeds(np.random.default_rng(0), 8, 50, 0.1, 0.05)
-    found = analyse({"arm": contrast}, margin=0.01, alpha=0.05, first_look=5)["arm"]
+    found = analyse_interim({"arm": contrast}, margin=0.01, alpha=0.05, first_look=5)["arm"]
     seeds = anytime_interval(contrast.values_S.tolist(), 0.025)
     errors = [contrast.table_SU[:k].mean(0).std(ddof=1) / math.sqrt(50) for k in (5, 6, 7, 8)]
     half = stats.t.ppf(1 - 0.025 / 2, 49) * max(errors)
@@ -168,7 +170,7 @@ def test_the_interval_is_that_over_seeds_widened_by_units() -> None:
     # Hall's bounds can only be wider than those of the t interval.
     assert found.interval.low <= seeds.low - half
     assert found.interval.high >= seeds.high + half
-    alone = analyse({"arm": contrast}, margin=0.01, uncertainty=["seeds"])["arm"]
+    alone = analyse_interim({"arm": contrast}, margin=0.01, uncertainty=["seeds"])["arm"]
     assert alone.unit_half == 0
     assert alone.interval.low > found.interval.low
 
@@ -184,7 +186,9 @@ def test_error_rate_about_the_population_of_units(arms: int) -> None:
             wrong[name] += any(
                 result.state in ("better", "worse")
                 for n in range(5, 21, 3)
-                for result in analyse({arm: c.first(n) for arm, c in contrasts.items()}, 1e-9, 0.05, uncertainty).values()
+                for result in analyse_interim(
+                    {arm: c.with_first_seeds(n) for arm, c in contrasts.items()}, 1e-9, 0.05, uncertainty
+                ).values()
             )
     assert wrong["both"] / trials <= 0.05
     assert wrong["seeds"] / trials > 0.2
@@ -194,7 +198,7 @@ def test_error_rate_about_the_population_of_units(arms: int) -> None:
 def test_the_test_set_is_the_limit_only_where_seeds_cannot_decide(unit_sd: float, margin: float, limited: bool) -> None:
     """Large unit effects are the limit, small ones are not, and neither are large ones within a margin that is larger still."""
     contrast = units_and_seeds(np.random.default_rng(6), 20, 60, 0.05, unit_sd)
-    found = analyse({"arm": contrast}, margin)["arm"]
+    found = analyse_interim({"arm": contrast}, margin)["arm"]
     assert found.limited is limited
     if limited:
         # With any number of seeds the interval over seeds would shrink to a point inside unit_half.
@@ -206,9 +210,9 @@ def test_a_pair_that_does_not_depend_on_the_seed_is_judged_at_its_first_analysis
     row = np.random.default_rng(7).normal(0.5, 1, 400)
     table = np.tile(row, (2, 1))
     contrast = Contrast(table.mean(1), table, depends_on_seed=False)
-    found = analyse({"arm": contrast}, margin=0.01)["arm"]
+    found = analyse_interim({"arm": contrast}, margin=0.01)["arm"]
     expected = stats.ttest_1samp(row, 0.0).confidence_interval(0.95)
     assert (found.interval.low, found.interval.high) == pytest.approx((expected.low, expected.high))
     assert found.state == "worse"
-    nothing = analyse({"arm": Contrast(table.mean(1), None, depends_on_seed=False)}, margin=0.01)["arm"]
+    nothing = analyse_interim({"arm": Contrast(table.mean(1), None, depends_on_seed=False)}, margin=0.01)["arm"]
     assert nothing.interval.high == math.inf

@@ -25,35 +25,35 @@ TABLE = np.array([[1.0, 2.0, 6.0], [3.0, 4.0, 8.0]])
 
 def test_hand_computed_additive_table():
     # Seed means 3 and 5, unit means 2, 3 and 7, mean 4, no error: MS_seed = 3 * 2 / 1, MS_unit = 2 * (4 + 1 + 9) / 2.
-    found = estimate_two_way(TABLE)
-    assert (found.mean, found.seeds, found.units) == (4.0, 2, 3)
-    assert found.standard_error == pytest.approx(math.sqrt((6 + 14) / 6))
-    assert found.seed_error == pytest.approx(math.sqrt(6 / 6))
-    assert found.unit_error == pytest.approx(math.sqrt(14 / 6))
-    assert found.degrees_of_freedom == pytest.approx(20**2 / (6**2 / 1 + 14**2 / 2))
+    result = estimate_two_way(TABLE)
+    assert (result.mean, result.seeds, result.units) == (4.0, 2, 3)
+    assert result.standard_error == pytest.approx(math.sqrt((6 + 14) / 6))
+    assert result.seed_error == pytest.approx(math.sqrt(6 / 6))
+    assert result.unit_error == pytest.approx(math.sqrt(14 / 6))
+    assert result.degrees_of_freedom == pytest.approx(20**2 / (6**2 / 1 + 14**2 / 2))
     # Without error, no part of either standard error would shrink with the other sample.
-    assert found.unit_floor == pytest.approx(found.unit_error)
-    assert found.seed_floor == pytest.approx(found.seed_error)
+    assert result.unit_floor == pytest.approx(result.unit_error)
+    assert result.seed_floor == pytest.approx(result.seed_error)
 
 
 def test_hand_computed_table_with_error():
     # Interaction +-1: means as above; MS_error = 4 * 1 / (1 * 2) from four cells of the first and the last unit.
     table = TABLE + np.array([[1.0, 0.0, -1.0], [-1.0, 0.0, 1.0]])
-    found = estimate_two_way(table)
-    assert found.standard_error == pytest.approx(math.sqrt((6 + 14 - 2) / 6))
-    assert found.unit_floor == pytest.approx(math.sqrt(12 / 6))
-    assert found.seed_floor == pytest.approx(math.sqrt(4 / 6))
-    assert found.degrees_of_freedom == pytest.approx(18**2 / (6**2 / 1 + 14**2 / 2 + 2**2 / 2))
+    result = estimate_two_way(table)
+    assert result.standard_error == pytest.approx(math.sqrt((6 + 14 - 2) / 6))
+    assert result.unit_floor == pytest.approx(math.sqrt(12 / 6))
+    assert result.seed_floor == pytest.approx(math.sqrt(4 / 6))
+    assert result.degrees_of_freedom == pytest.approx(18**2 / (6**2 / 1 + 14**2 / 2 + 2**2 / 2))
 
 
 def test_the_variance_is_never_below_the_larger_part():
     # Equal unit means: all variance over units is error, which alone would make the estimate 6 + 0 - 1.5 < 6.
     table = np.array([[2.0, 3.0, 4.0], [6.0, 5.0, 4.0]])
-    found = estimate_two_way(table)
-    assert found.standard_error == pytest.approx(found.seed_error)
-    assert found.degrees_of_freedom == 1
-    assert found.unit_error == 0
-    assert found.unit_floor == 0
+    result = estimate_two_way(table)
+    assert result.standard_error == pytest.approx(result.seed_error)
+    assert result.degrees_of_freedom == 1
+    assert result.unit_error == 0
+    assert result.unit_floor == 0
     turned = estimate_two_way(table.T)
     assert turned.standard_error == pytest.approx(turned.unit_error)
     assert turned.degrees_of_freedom == 1
@@ -67,20 +67,20 @@ def test_statsmodels_has_the_same_mean_squares():
     table = np.random.default_rng(3).normal(size=(5, 12)) + np.arange(5)[:, None] + np.arange(12) ** 0.5
     long = pd.DataFrame({"d": table.ravel(), "s": np.repeat(range(5), 12), "u": np.tile(range(12), 5)})
     squares = anova_lm(ols("d ~ C(s) + C(u)", long).fit())["mean_sq"]
-    found = estimate_two_way(table)
-    assert found.seed_error**2 * 60 == pytest.approx(squares["C(s)"])
-    assert found.unit_error**2 * 60 == pytest.approx(squares["C(u)"])
-    assert found.standard_error**2 * 60 == pytest.approx(squares["C(s)"] + squares["C(u)"] - squares["Residual"])
+    result = estimate_two_way(table)
+    assert result.seed_error**2 * 60 == pytest.approx(squares["C(s)"])
+    assert result.unit_error**2 * 60 == pytest.approx(squares["C(u)"])
+    assert result.standard_error**2 * 60 == pytest.approx(squares["C(s)"] + squares["C(u)"] - squares["Residual"])
 
 
 def test_one_seed_or_one_unit_has_no_interval():
     for table in (np.ones((1, 5)), np.ones((4, 1)), np.full((3, 3), np.nan)):
-        found = estimate_two_way(table)
-        assert math.isnan(found.standard_error)
-        assert math.isnan(found.p_value())
-        assert math.isnan(found.interval().low)
-        assert math.isnan(found.p_equivalent(0.1))
-        assert math.isnan(found.supported_margin(0.05))
+        result = estimate_two_way(table)
+        assert math.isnan(result.standard_error)
+        assert math.isnan(result.p_value())
+        assert math.isnan(result.interval().low)
+        assert math.isnan(result.p_equivalent(0.1))
+        assert math.isnan(result.supported_margin(0.05))
 
 
 def test_identical_rows_are_judged_over_units_alone():
@@ -93,27 +93,27 @@ def test_identical_rows_are_judged_over_units_alone():
 
 def test_tests_and_intervals_agree_with_scipy():
     values = [0.3, -0.1, 0.4, 0.2, 0.25]
-    found, expected = estimate_over_seeds(values), stats.ttest_1samp(values, 0.0)
-    assert found.p_value() == pytest.approx(expected.pvalue)
+    result, expected = estimate_over_seeds(values), stats.ttest_1samp(values, 0.0)
+    assert result.p_value() == pytest.approx(expected.pvalue)
     interval = expected.confidence_interval(0.9)
-    assert (found.interval(0.9).low, found.interval(0.9).high) == pytest.approx((interval.low, interval.high))
+    assert (result.interval(0.9).low, result.interval(0.9).high) == pytest.approx((interval.low, interval.high))
     one_sided = [stats.ttest_1samp(values, -0.5, alternative="greater"), stats.ttest_1samp(values, 0.5, alternative="less")]
-    assert found.p_equivalent(0.5) == pytest.approx(max(test.pvalue for test in one_sided))
+    assert result.p_equivalent(0.5) == pytest.approx(max(test.pvalue for test in one_sided))
 
 
 def test_the_supported_margin_is_where_equivalence_begins():
-    found = estimate_over_seeds([0.3, -0.1, 0.4, 0.2, 0.25])
-    margin = found.supported_margin(0.05)
-    assert found.p_equivalent(margin) == pytest.approx(0.05)
-    assert found.p_equivalent(margin * 1.01) < 0.05 < found.p_equivalent(margin * 0.99)
+    result = estimate_over_seeds([0.3, -0.1, 0.4, 0.2, 0.25])
+    margin = result.supported_margin(0.05)
+    assert result.p_equivalent(margin) == pytest.approx(0.05)
+    assert result.p_equivalent(margin * 1.01) < 0.05 < result.p_equivalent(margin * 0.99)
 
 
 def test_no_spread_leaves_no_width():
-    found = Estimate(0.2, 0.0, 4.0, 5)
-    assert found.p_value() == 0.0
-    assert found.p_equivalent(0.3) == 0.0
-    assert found.p_equivalent(0.1) == 1.0
-    assert found.interval().low == found.interval().high == 0.2
+    result = Estimate(0.2, 0.0, 4.0, 5)
+    assert result.p_value() == 0.0
+    assert result.p_equivalent(0.3) == 0.0
+    assert result.p_equivalent(0.1) == 1.0
+    assert result.interval().low == result.interval().high == 0.2
 
 
 @given(st.integers(2, 6), st.integers(2, 9), st.floats(-3, 3), st.floats(0.1, 10), st.integers(0, 2**31))
