@@ -69,13 +69,13 @@ def seeds_to_decide(contrast: Contrast, result: Result) -> int | None:
         result: Result of an interim analysis of them.
 
     Returns:
-        Number of seeds, None if it is beyond 100,000. If the difference lies within the part that covers units, it is the present
-        number plus 1, as the next analysis may show that the test set is the limit.
+        Number of seeds, None if it is beyond 100,000. If the difference lies within the part that covers units, it is a quarter more
+        than the present number, as the next analysis may show that the test set is the limit.
     """
     assert result.level is not None
     mean = result.estimate.mean
     if abs(mean) <= result.unit_half:
-        return len(contrast.values_S) + 1
+        return len(contrast.values_S) + max(1, len(contrast.values_S) // 4)
     level = result.level / 2 if "examples" in result.covered else result.level
     return seeds_to_settle((contrast.values_S - math.copysign(result.unit_half, mean)).tolist(), level)
 
