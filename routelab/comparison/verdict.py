@@ -451,7 +451,8 @@ def _limits(arms: Mapping[str, Any], unit: str) -> list[str]:
     by_seeds = [
         label for label, (_, without_units) in remaining.items() if without_units >= MOSTLY and _has_many_units(arms[label])
     ]
-    neither = [label for label in both if label not in by_units and label not in by_seeds]
+    # The verdict of an arm that is limited by the test set says so.
+    neither = [label for label in both if label not in by_units and label not in by_seeds and not arms[label].get("limited")]
     confidence = f"({100 * _CONFIDENCE:.0f}% confidence)"
     if by_units:
         low = math.floor(100 * min(remaining[label][0] for label in by_units))
