@@ -138,7 +138,7 @@ def _summary(
     summary["pairs"] = judged_pairs(ready.pairs, main, summary["metric"], config.statistics, is_sequential, tables, first_look)
     summary["looks"] = earlier.with_seeds(seeds)
     summary["withdrawn"] = earlier.withdrawn if is_sequential else None
-    summary["withdrawal"] = withdrawal_text(summary["withdrawn"], seeds)
+    summary["withdrawal"] = withdrawal_text(summary["withdrawn"], seeds, "seeds" in config.statistics.uncertainty)
     summary["series"] = series_of([row.matched.choice for row in ready.rows if row.is_main])
     inputs = ready.data.task.inputs
     summary["tokens_per_example"] = inputs.shape[0] if inputs.kind == "text" else None

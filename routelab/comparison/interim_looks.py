@@ -63,12 +63,13 @@ def earlier_looks(
 _PHRASES = {"better": "better", "worse": "worse", "equivalent": "equivalent"}
 
 
-def withdrawal_text(withdrawn: Mapping[str, Any] | None, seeds: int) -> str | None:
+def withdrawal_text(withdrawn: Mapping[str, Any] | None, seeds: int, over_seeds: bool = True) -> str | None:
     """Return the sentences on the verdicts that are withdrawn; None if none is.
 
     Args:
         withdrawn: `EarlierLooks.withdrawn`.
         seeds: Number of seeds of the present analysis.
+        over_seeds: Whether its intervals cover seeds, so that they hold at every analysis.
     """
     if withdrawn is None:
         return None
@@ -76,7 +77,8 @@ def withdrawal_text(withdrawn: Mapping[str, Any] | None, seeds: int) -> str | No
         phrase: [label for label, state in withdrawn["states"].items() if state == name] for name, phrase in _PHRASES.items()
     }
     claims = "; ".join(f"{join_names(labels)} {phrase}" for phrase, labels in groups.items() if labels)
+    how = f"sequentially, with {seeds}" if over_seeds else f"with {seeds}"
     return (
-        f"This comparison was judged before with {withdrawn['seeds']} seeds. It is now judged sequentially, with "
-        f"{seeds}, and the earlier verdicts are withdrawn{f' ({claims})' if claims else ''}."
+        f"This comparison was judged before with {withdrawn['seeds']} seeds. It is now judged {how}, "
+        f"and the earlier verdicts are withdrawn{f' ({claims})' if claims else ''}."
     )

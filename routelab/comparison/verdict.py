@@ -122,7 +122,7 @@ def _opening(entry: Mapping[str, Any]) -> str:
     return f"no verdict, as {len(outlying)} seeds of {seeds} are outliers (seeds {join_names([*map(str, outlying)])})"
 
 
-_SAME_RESULTS = "both arms have the same results at every seed"
+_SAME_RESULTS = "the results of neither arm differ between seeds"
 
 
 def _no_interval(entry: Mapping[str, Any], unit: str) -> str:
@@ -322,7 +322,8 @@ def name_tests(arms: Mapping[str, Any], sequential: bool, unit: str | None) -> s
     samples = [
         name for source, name in (("seeds", "seeds"), ("examples", f"test {pluralise(unit or 'example')}")) if source in covered
     ]
-    return f"{'sequential ' if sequential else ''}paired t-tests over {' and '.join(samples)}, {'Bonferroni' if sequential else 'Holm-adjusted'}"
+    kind = "sequential paired t-tests" if sequential and "seeds" in covered else "paired t-tests"
+    return f"{kind} over {' and '.join(samples)}, {'Bonferroni' if sequential else 'Holm-adjusted'}"
 
 
 def _price(others: Mapping[str, Any], reference: str) -> str:
@@ -510,12 +511,15 @@ def explain_uncertainty(arms: Mapping[str, Any], reference: str | None, unit: st
         unit: Name of the test unit.
 
     Returns:
-        The explanation; None if no verdict differs.
+        The explanation; None if no verdict over both differs.
     """
     changed = {
         label: arm
         for label, arm in arms.items()
-        if arm.get("over_seeds") and arm["state"] and arm["over_seeds"]["state"] not in (arm["state"], None)
+        if arm.get("over_seeds")
+        and arm.get("covered") == ["seeds", "examples"]
+        and arm["state"]
+        and arm["over_seeds"]["state"] not in (arm["state"], None)
     }
     if not changed or unit is None:
         return None
