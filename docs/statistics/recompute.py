@@ -136,7 +136,7 @@ def _hall(values: np.ndarray, theta: float) -> float:
 def sequential(table_SU: np.ndarray, level: float, uncertainty: list[str], first_look: int) -> Bounds:
     """Return the interval that holds at all analyses."""
     n, m = table_SU.shape
-    if not np.ptp(table_SU, axis=0).any():
+    if not np.ptp(table_SU, axis=0).any() or uncertainty == ["examples"]:
         return two_way(table_SU, level, ["examples"])
     if uncertainty == ["seeds"]:
         return anytime(table_SU.mean(1), level)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from routelab.cli.arguments import JsonOption, OverridesArg, PrintConfigOption, resolve_overrides
-from routelab.core.number_format import format_count, format_level, format_optional
+from routelab.core.number_format import format_count, format_level, format_optional, format_units
 
 
 def compare_command(
@@ -104,15 +104,21 @@ def compare(resolved: Any, quiet: bool = False) -> Any:
 
 def announcement(ready: Any) -> str:
     """Describe the runs of a planned comparison, their cost, and the effect that they can detect."""
+    from routelab.comparison.compare import find_earlier_looks
     from routelab.comparison.estimate import outlook
 
     config, ahead = ready.resolved.config, outlook(ready)
     seeds = len({job.spec.seed for job in ready.jobs})
     counted = f"{seeds} to {max(seeds, config.statistics.max_seeds)}" if config.seeds == "auto" else str(seeds)
-    text = f"{len(ready.labels)} arms x {counted} seeds on {config.data['name']}"
+    arms = format_units(len(ready.labels), "arm")
+    text = f"{arms} x {counted} {'seed' if counted == '1' else 'seeds'} on {config.data['name']}"
+    earlier = find_earlier_looks(ready)
+    goes_on = config.seeds == "auto" or earlier.is_sequential(seeds)
     beside = len(ready.rows) - len(ready.labels)
     if beside:
         text += f", and {beside} rows of the dense ladder or of other budgets"
+    if earlier.withdrawn and goes_on:
+        text += f"; judged before with {earlier.withdrawn['seeds']} seeds, whose verdicts will be withdrawn"
     if not ahead.runs:
         return f"{text}; every run is there already"
     costs = [f"{ahead.runs} runs to train"]
@@ -124,7 +130,7 @@ def announcement(ready: Any) -> str:
         minutes = ahead.seconds / 60
         costs.append(f"about {minutes:.0f} min if nothing else runs here" if minutes >= 1.5 else "less than 2 min")
     text += f"; {', '.join(costs)}"
-    over_seeds = "seeds" in config.statistics.uncertainty and config.seeds != "auto"
+    over_seeds = "seeds" in config.statistics.uncertainty and not goes_on
     if ahead.effect is not None and len(ready.labels) > 1 and over_seeds:
         text += f"; over seeds alone, differences of {ahead.effect:.1f} standard deviations between seeds would be found 8 times in 10"
     return text

@@ -119,7 +119,7 @@ def print_table(out: Console, summary: dict[str, Any]) -> None:
 
 
 def _failed(arm: Mapping[str, Any]) -> str:
-    return "" if arm["n"] and not arm["failed"] else f" ({arm['failed']} failed)"
+    return "" if arm["n"] and not arm["failed"] else f" ({_failures(arm)})"
 
 
 def _standard_error(difference: Mapping[str, Any] | None, key: str) -> str | Text:

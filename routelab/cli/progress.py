@@ -54,11 +54,16 @@ def watching(out: Console) -> Iterator[Any]:
             yield show
         return
     lines = ProgressLines(out)
+    planned, began = 0, 0.0
 
     def print_line(done: int, total: int, fraction: float) -> None:
+        nonlocal planned, began
+        if total != planned:
+            # Further runs were added, of which the fraction is.
+            planned, began = total, lines.seconds
         if fraction > 0:
             # Workers start in the first seconds, so that an estimate from these would be too long.
-            left = f", about {lines.seconds * (1 - fraction) / fraction:.0f} s left" if fraction >= 0.02 else ""
+            left = f", about {(lines.seconds - began) * (1 - fraction) / fraction:.0f} s left" if fraction >= 0.02 else ""
             lines.print(f"{done}/{total} runs, {fraction:.0%} of the work{left}")
 
     yield print_line

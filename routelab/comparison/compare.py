@@ -85,9 +85,7 @@ def carry_out(
 ) -> Comparison:
     """Run a planned comparison. beside: what else its summary is to hold, such as what tuning cost."""
     resolved = ready.resolved
-    earlier = earlier_looks(
-        read_json(resolved.output / "summary.json"), {job.key for job in ready.jobs}, ready.labels, ready.reference
-    )
+    earlier = find_earlier_looks(ready)
     tracker = Tracker(resolved.config.tracking.uri, resolved.experiment)
     tracker.open()
     parent, logged = _parent(tracker, ready)
@@ -111,6 +109,16 @@ def carry_out(
     tracker.finish(parent, "FAILED" if bad else "FINISHED")
     problems = [f"{record['arm']} seed {record['seed']}: {text}" for record in ordered for text in record.get("problems", ())]
     return Comparison(resolved.name, resolved.output, summary, ordered, work.reused, [*tracker.problems, *problems])
+
+
+def find_earlier_looks(ready: Plan) -> EarlierLooks:
+    """Return the earlier analyses of a planned comparison, from the summary in its folder.
+
+    Args:
+        ready: The comparison.
+    """
+    cells = {job.key for job in ready.jobs}
+    return earlier_looks(read_json(ready.resolved.output / "summary.json"), cells, ready.labels, ready.reference)
 
 
 def _summary(
@@ -138,7 +146,7 @@ def _summary(
     summary["pairs"] = judged_pairs(ready.pairs, main, summary["metric"], config.statistics, is_sequential, tables, first_look)
     summary["looks"] = earlier.seed_counts(seeds)
     summary["withdrawn"] = earlier.withdrawn if is_sequential else None
-    summary["withdrawal"] = withdrawal_text(summary["withdrawn"], seeds)
+    summary["withdrawal"] = withdrawal_text(summary["withdrawn"], summary["looks"], "seeds" in config.statistics.uncertainty)
     summary["series"] = series_of([row.matched.choice for row in ready.rows if row.is_main])
     inputs = ready.data.task.inputs
     summary["tokens_per_example"] = inputs.shape[0] if inputs.kind == "text" else None

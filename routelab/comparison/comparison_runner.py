@@ -25,8 +25,8 @@ class ComparisonRunner:
 
     @property
     def everything(self) -> list[dict[str, Any]]:
-        """All records, in the order of the jobs."""
-        return [self.records[job.key] for job in self.jobs]
+        """All records, in the order of the jobs. Arms with the same settings share a run, under the label of each."""
+        return [{**self.records[job.key], "arm": job.spec.label} for job in self.jobs]
 
     def run(self, jobs: Sequence[Job]) -> None:
         """Read or train the runs of these jobs."""
@@ -42,7 +42,7 @@ class ComparisonRunner:
                 self.records[job.key] = failed(job, str(broken[job.spec.label]))
             if job.key in self.records and job.key not in self.logged:
                 tracker.log_record(self.records[job.key], parent, ready.run_name(job))
-        todo = [job for job in jobs if job.key not in self.records]
+        todo = [*{job.key: job for job in jobs if job.key not in self.records}.values()]
         shares = dict.fromkeys((job.key for job in todo), 0.0)
         runs: dict[str, str] = {}
         self.watch(len(self.records), len(self.jobs), 0.0)

@@ -71,18 +71,21 @@ def earlier_looks(
 _CLAIMS = ("better", "worse", "equivalent")
 
 
-def withdrawal_text(withdrawn: Mapping[str, Any] | None, seeds: int) -> str | None:
+def withdrawal_text(withdrawn: Mapping[str, Any] | None, seed_counts: Sequence[int], over_seeds: bool = True) -> str | None:
     """Return the sentences on the verdicts that are withdrawn; None if none is.
 
     Args:
         withdrawn: `EarlierLooks.withdrawn`.
-        seeds: Number of seeds of the present analysis.
+        seed_counts: Numbers of seeds of all analyses, the present one included.
+        over_seeds: Whether intervals cover seeds, so that sequential tests exist.
     """
     if withdrawn is None:
         return None
     groups = {claim: [label for label, state in withdrawn["states"].items() if state == claim] for claim in _CLAIMS}
     claims = "; ".join(f"{join_names(labels)} {claim}" for claim, labels in groups.items() if labels)
+    counts = join_names([str(count) for count in seed_counts])
+    now = " It is therefore judged sequentially." if over_seeds else ""
     return (
-        f"This comparison was judged before with {withdrawn['seeds']} seeds. It is now judged sequentially, with "
-        f"{seeds}, and the earlier verdicts are withdrawn{f' ({claims})' if claims else ''}."
+        f"This comparison was judged with {counts} seeds.{now} The verdicts at {withdrawn['seeds']} seeds are "
+        f"withdrawn{f' ({claims})' if claims else ''}."
     )

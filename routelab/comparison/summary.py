@@ -88,7 +88,7 @@ def summarise(
     return {
         "name": name, "data": data, "metric": metric, "reference": reference, "seeds": seeds, "arms": arms,
         "sentence": sentence + readings_sentence(arms, reference, readings),
-        "caveat": caveat_of(arms, len(seeds), sequential, options.uncertainty, tables.unit),
+        "caveat": caveat_of(arms, len(seeds), sequential, options.uncertainty, tables.unit, options.alpha),
         "split_note": explain_uncertainty(arms, reference, tables.unit),
         "unit": tables.unit, "uncertainty": list(options.uncertainty),
         "margin": options.margin, "level": options.alpha, "sequential": sequential,

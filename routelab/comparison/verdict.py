@@ -10,9 +10,11 @@ from scipy import stats
 
 from routelab.comparison.budget_accounting import NEARLY
 from routelab.comparison.statistics.exact_tests import smallest_sign_flip_p
+from routelab.comparison.statistics.sequential import fewest_seeds
 from routelab.comparison.statistics.two_way import CONCENTRATED_UNITS, FEW_UNITS
 from routelab.config.schema import StatisticsOptions
 from routelab.core.number_format import (
+    change_decimals,
     format_change_size,
     format_level,
     format_units,
@@ -79,8 +81,9 @@ def _verdict(label: str, entry: Mapping[str, Any], reference: str | None, unit: 
     if entry["state"] is None:
         diverged = f"; {_diverged(entry, entry['pair_diverged'])}" if entry.get("pair_diverged") else ""
         return f"test loss {mean:+.1f}% against {reference}; {_no_interval(entry, unit)}{diverged}"
-    interval = f"[{low:+.1f}, {high:+.1f}]" if _finite(low, high) else "[no bounds from so few seeds]"
-    phrases = [f"test loss {mean:+.1f}% {interval} against {reference}", _price_of_loss(entry), _sample(entry, unit)]
+    decimals = change_decimals(low, high)
+    interval = f"[{low:+.{decimals}f}, {high:+.{decimals}f}]" if _finite(low, high) else _without_bounds(entry)
+    phrases = [f"test loss {mean:+.{decimals}f}% {interval} against {reference}", _price_of_loss(entry), _sample(entry, unit)]
     phrases += [_standard_errors(entry, unit), _p_value(entry), _time(entry)]
     text = f"{_opening(entry)}: {', '.join(phrase for phrase in phrases if phrase)}"
     return "; ".join([text, *_qualifications(entry, unit)])
@@ -89,6 +92,12 @@ def _verdict(label: str, entry: Mapping[str, Any], reference: str | None, unit: 
 _STATES = {
     "better": "better", "worse": "worse", "equivalent": "equivalent", "open": "undecided", "withheld": "no verdict",
 }  # fmt: skip
+
+
+def _without_bounds(entry: Mapping[str, Any]) -> str:
+    """Return the text in place of bounds that are infinite, as those of sequential intervals of few seeds."""
+    level = (entry.get("sequential") or 0.05) / (2 if "examples" in entry["covered"] else 1)
+    return f"[no bounds below {fewest_seeds(level)} seeds]"
 
 
 def _failure(entry: Mapping[str, Any]) -> str:
@@ -116,13 +125,15 @@ def _opening(entry: Mapping[str, Any]) -> str:
     seeds = entry["difference"]["n"]
     if entry["withheld"] == "diverged":
         return f"no verdict, as {_diverged(entry, entry['pair_diverged'])}; over {_seeds(seeds)} with results of both arms"
+    if entry["withheld"] == "looks":
+        return f"no verdict, as results were seen at another number of seeds; over {_seeds(seeds)}"
     outlying = entry["warnings"]["outlying_seeds"]
     if len(outlying) == 1:
         return f"no verdict, as one seed of {seeds} is an outlier (seed {outlying[0]})"
     return f"no verdict, as {len(outlying)} seeds of {seeds} are outliers (seeds {join_names([*map(str, outlying)])})"
 
 
-_SAME_RESULTS = "both arms have the same results at every seed"
+_SAME_RESULTS = "the results of neither arm differ between seeds"
 
 
 def _no_interval(entry: Mapping[str, Any], unit: str) -> str:
@@ -168,6 +179,8 @@ def _qualifications(entry: Mapping[str, Any], unit: str) -> list[str]:
         clauses.append(f"the smallest margin of equivalence that these data support is {margin}")
     if warnings["outlying_seeds"] and entry["withheld"] != "outlying":
         clauses.append(_outliers(warnings["outlying_seeds"]))
+    if entry["covered"] == ["seeds", "examples"] and difference["n"] == 2 and not entry.get("sequential"):
+        clauses.append("with 2 seeds a 95% interval covers 88% to 97% (simulated)")
     if difference["units"] is not None and difference["units"] < FEW_UNITS:
         units = format_units(difference["units"], unit)
         clauses.append(f"with only {units}, the interval assumes that their effects are normally distributed")
@@ -326,7 +339,8 @@ def name_tests(arms: Mapping[str, Any], sequential: bool, unit: str | None) -> s
     samples = [
         name for source, name in (("seeds", "seeds"), ("examples", f"test {pluralise(unit or 'example')}")) if source in covered
     ]
-    return f"{'sequential ' if sequential else ''}paired t-tests over {' and '.join(samples)}, {'Bonferroni' if sequential else 'Holm-adjusted'}"
+    kind = "sequential paired t-tests" if sequential and "seeds" in covered else "paired t-tests"
+    return f"{kind} over {' and '.join(samples)}, {'Bonferroni' if sequential else 'Holm-adjusted'}"
 
 
 def _price(others: Mapping[str, Any], reference: str) -> str:
@@ -341,7 +355,12 @@ def _price(others: Mapping[str, Any], reference: str) -> str:
 
 
 def caveat_of(
-    arms: Mapping[str, Any], seeds: int, sequential: bool, uncertainty: Sequence[str], unit: str | None = None
+    arms: Mapping[str, Any],
+    seeds: int,
+    sequential: bool,
+    uncertainty: Sequence[str],
+    unit: str | None = None,
+    alpha: float = 0.05,
 ) -> str:
     """Return what the intervals cover, the effect that they can show, and what limits them.
 
@@ -351,6 +370,7 @@ def caveat_of(
         sequential: Whether seeds were added while verdicts were open.
         uncertainty: Sources of uncertainty that intervals were to cover.
         unit: Name of the test unit, None if the runs recorded no test units.
+        alpha: Level of a test.
     """
     texts = []
     if seeds < 2:
@@ -361,14 +381,14 @@ def caveat_of(
         )
     elif sequential:
         texts.append(
-            f"Results were seen before the number of seeds ({seeds}) was final: intervals hold at every interim analysis, p-values "
-            "would not."
+            f"Results were seen before the number of seeds ({seeds}) was final. Intervals hold at every interim analysis and are "
+            "widened for skewed differences; p-values would not hold."
         )
     else:
-        texts += _power_text(arms, seeds, uncertainty)
+        texts += _power_text(arms, seeds, uncertainty, alpha)
     if seeds > 1 or list(uncertainty) == ["examples"]:
         texts.append(_coverage_text(arms, uncertainty, unit))
-    return " ".join([*texts, *_limits(arms, unit or "example")])
+    return " ".join([*texts, *_limits(arms, unit or "example", sequential)])
 
 
 def _one_seed_text(uncertainty: Sequence[str]) -> str:
@@ -380,7 +400,7 @@ def _one_seed_text(uncertainty: Sequence[str]) -> str:
     )
 
 
-def _power_text(arms: Mapping[str, Any], seeds: int, uncertainty: Sequence[str]) -> list[str]:
+def _power_text(arms: Mapping[str, Any], seeds: int, uncertainty: Sequence[str], alpha: float) -> list[str]:
     texts = []
     if list(uncertainty) == ["seeds"]:
         smallest = smallest_sign_flip_p(seeds)
@@ -391,7 +411,7 @@ def _power_text(arms: Mapping[str, Any], seeds: int, uncertainty: Sequence[str])
         low, high = format_change_size(min(detectable)), format_change_size(max(detectable))
         size = low if low == high else f"{low} to {high} (by arm)"
         texts.append(
-            f"Before adjustment, tests at level .05 find a true difference in test loss of about {size} 8 times in 10."
+            f"Before adjustment, tests at level {format_level(alpha)} find a true difference in test loss of about {size} 8 times in 10."
         )
     return texts
 
@@ -433,8 +453,11 @@ def _population(arms: Mapping[str, Any], covered: Sequence[str]) -> str:
     )
 
 
-def _limits(arms: Mapping[str, Any], unit: str) -> list[str]:
-    """Return which standard error is the larger one for which arms, and what would shrink them."""
+def _limits(arms: Mapping[str, Any], unit: str, sequential: bool) -> list[str]:
+    """Return which standard error is the larger one for which arms, and what would shrink them.
+
+    In a sequential comparison the verdict of an arm says whether the test set is its limit, and seeds are added otherwise.
+    """
     # seeds=auto adds no seeds for an arm that diverged.
     both = {label: arm["difference"] for label, arm in arms.items() if _covers_both(arm) and arm["withheld"] != "diverged"}
     if not both:
@@ -446,13 +469,14 @@ def _limits(arms: Mapping[str, Any], unit: str) -> list[str]:
     }
     clauses = [f"over {source} for {_arms(labels, arms)}" for source, labels in larger.items() if labels]
     texts = [f"The larger standard error is that {' and '.join(clauses)}."]
+    if sequential:
+        return texts
     remaining = {label: _remaining(estimate) for label, estimate in both.items()}
     by_units = [label for label, (without_seeds, _) in remaining.items() if without_seeds >= MOSTLY]
     by_seeds = [
         label for label, (_, without_units) in remaining.items() if without_units >= MOSTLY and _has_many_units(arms[label])
     ]
-    # The verdict of an arm that is limited by the test set says so.
-    neither = [label for label in both if label not in by_units and label not in by_seeds and not arms[label].get("limited")]
+    neither = [label for label in both if label not in by_units and label not in by_seeds]
     confidence = f"({100 * _CONFIDENCE:.0f}% confidence)"
     if by_units:
         low = math.floor(100 * min(remaining[label][0] for label in by_units))
@@ -518,12 +542,15 @@ def explain_uncertainty(arms: Mapping[str, Any], reference: str | None, unit: st
         unit: Name of the test unit.
 
     Returns:
-        The explanation; None if no verdict differs.
+        The explanation; None if no verdict over both differs.
     """
     changed = {
         label: arm
         for label, arm in arms.items()
-        if arm.get("over_seeds") and arm["state"] and arm["over_seeds"]["state"] not in (arm["state"], None)
+        if arm.get("over_seeds")
+        and arm.get("covered") == ["seeds", "examples"]
+        and arm["state"]
+        and arm["over_seeds"]["state"] not in (arm["state"], None)
     }
     if not changed or unit is None:
         return None

@@ -149,7 +149,23 @@ def format_change(difference: Interval | None, missing: str = "") -> str:
     mean, low, high = (None if log is None else to_percent(log) for log in (mean, low, high))
     if mean is None:
         return missing
-    return f"{mean:+.1f}%" + ("" if low is None or high is None else f" [{low:+.1f}, {high:+.1f}]")
+    if low is None or high is None:
+        return f"{mean:+.1f}%"
+    decimals = change_decimals(low, high)
+    return f"{mean:+.{decimals}f}% [{low:+.{decimals}f}, {high:+.{decimals}f}]"
+
+
+def change_decimals(low: float, high: float) -> int:
+    """Return the decimals of a change in percent: one, or as many as show half of its interval's width in one digit, at most 6.
+
+    Args:
+        low: Lower bound in percent.
+        high: Upper bound in percent.
+    """
+    half = (high - low) / 2
+    if not math.isfinite(half) or half <= 0.0:
+        return 1
+    return min(6, max(1, -math.floor(math.log10(half))))
 
 
 def format_change_in_table(difference: Interval | None) -> str:
@@ -160,7 +176,8 @@ def format_change_in_table(difference: Interval | None) -> str:
     if difference is None:
         return "-"
     low, mean, high = (to_percent(difference[key]) for key in ("low", "mean", "high"))
-    return f"{mean:+.1f}% [{low:+.1f}, {high:+.1f}]" if math.isfinite(low) else f"{mean:+.1f}%"
+    decimals = change_decimals(low, high)
+    return f"{mean:+.{decimals}f}% [{low:+.{decimals}f}, {high:+.{decimals}f}]" if math.isfinite(low) else f"{mean:+.1f}%"
 
 
 def format_exact_change(log: object) -> str | None:

@@ -67,6 +67,13 @@ def test_a_sequential_comparison(script, monkeypatch, tmp_path, overrides):
     assert max(worst.values()) < 1e-6
 
 
+def test_a_fixed_comparison_over_units_that_gets_more_seeds(script, monkeypatch, tmp_path):
+    world = World(gain={"switch": 0.3, "top2": -0.1}, seed_sd=0.1, unit_sd=0.05)
+    for seeds in ("seeds=3", "seeds=6"):
+        run(monkeypatch, tmp_path, world, seeds, "statistics.uncertainty=[examples]")
+    assert max(script["deviations"](tmp_path / "results/mine").values()) < 1e-9
+
+
 def test_arms_that_do_not_depend_on_the_seed(script, monkeypatch, tmp_path):
     run(monkeypatch, tmp_path, World(constant=("dense", "switch")), "seeds=3")
     assert max(script["deviations"](tmp_path / "results/mine").values()) < 1e-9

@@ -111,7 +111,7 @@ def test_arms_that_no_seed_moves_are_not_judged_over_seeds():
     made = summary({"dense": [1.0, 1.0, 1.0], "worse": [2.0, 2.0, 2.0]})
     assert made["arms"]["worse"]["state"] is None
     assert made["arms"]["worse"]["verdict"] == (
-        "test loss +100.0% against dense; both arms have the same results at every seed, and no test units were recorded"
+        "test loss +100.0% against dense; the results of neither arm differ between seeds, and no test units were recorded"
     )
     assert made["sentence"].endswith(": worse cannot be judged by these data.")
 

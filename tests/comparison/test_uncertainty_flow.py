@@ -12,6 +12,7 @@ from pretended_runs import World
 from routelab.comparison import compare as module
 from routelab.comparison import comparison_runner
 from routelab.comparison.compare import compare
+from routelab.report.interval_labels import intervals_of
 
 
 @pytest.fixture
@@ -133,7 +134,7 @@ def test_arms_that_do_not_depend_on_the_seed_are_judged_over_units_alone(run):
     outcome = run(world, "seeds=3")
     entry = outcome["arms"]["switch"]
     assert entry["covered"] == ["examples"]
-    assert "60 documents alone, as both arms have the same results at every seed" in entry["verdict"]
+    assert "60 documents alone, as the results of neither arm differ between seeds" in entry["verdict"]
     one = run(World(gain={"switch": 0.5}, constant=("switch",)), "seeds=3", "optimizer.lr=0.0007")["arms"]["switch"]
     assert one["covered"] == ["seeds", "examples"]
 
@@ -145,3 +146,23 @@ def test_domains_and_pairs_have_both_standard_errors(run):
         assert difference["unit_error"] > 0
     assert outcome["arms"]["switch"]["by_domain"]["a"]["difference"]["units"] == 30
     assert outcome["pairs"][0]["difference"]["units"] == 60
+
+
+def test_intervals_over_units_alone_do_not_claim_to_hold_at_every_analysis(run):
+    world = World(gain={"switch": 0.5})
+    run(world, "seeds=3", "statistics.uncertainty=[examples]")
+    made = run(world, "seeds=4", "statistics.uncertainty=[examples]")
+    assert "It is now judged with 4, and the earlier verdicts are withdrawn" in made["withdrawal"]
+    assert "sequential" not in made["sentence"]
+    assert "hold at every interim analysis" not in intervals_of(made)
+    assert "hold at every interim analysis" in intervals_of(run(world, "seeds=4"))
+
+
+def test_arms_with_the_same_settings_share_runs_and_are_equivalent(run):
+    world = World(seed_sd=0.1)
+    arms = "arms=[dense,{name: random_forest, label: one},{name: random_forest, label: two}]"
+    made = run(world, "seeds=3", arms, "match.reference=one")
+    assert len(world.trained) == 6
+    assert [(arm["n"], arm["failed"]) for arm in made["arms"].values()] == [(3, 0)] * 3
+    assert made["arms"]["two"]["difference"]["mean"] == 0.0
+    assert made["arms"]["two"]["state"] == "equivalent"

@@ -28,7 +28,8 @@ class Result:
         interval: Interval of the difference, not adjusted for the number of arms, or one that holds at all interim analyses.
         covered: Sources of uncertainty that estimate and interval cover.
         state: Verdict: better, worse, equivalent, open (undecided) or withheld; None if there is no interval.
-        withheld: Reason for which the verdict is withheld, "outlying" or "diverged"; None if it is not.
+        withheld: Reason for which the verdict is withheld; None if it is not. "outlying": a claim rests on an outlying seed;
+            "diverged": a run diverged; "looks": an interval over units alone was seen at another number of seeds.
         outlying: Seeds that lie beyond the threshold of `outlying_seeds`.
         p: Two-sided p-value; None with interim analyses.
         p_holm: The same after Holm's adjustment over the arms.
@@ -123,7 +124,7 @@ def judge(
             }
         )
         if not sequential:
-            entry["detectable"] = _detectable_difference(result.estimate)
+            entry["detectable"] = _detectable_difference(result.estimate, options.alpha)
         if not sequential and contrast.depends_on_seed:
             bca = bca_interval(contrast.values_S.tolist(), 1 - options.alpha)
             entry.update({"p_sign_flip": sign_flip_p(contrast.values_S.tolist()), "bca": bca.as_dict() if bca else None})
@@ -204,12 +205,17 @@ def _test_at_interim(
     results = {}
     for label, contrast in contrasts.items():
         estimate, analysis = contrast.estimate(options.uncertainty), interim[label]
+        sources = contrast.select_sources(options.uncertainty)
+        # New seeds are other models: an interval over units alone does not allow for the choice among them.
+        is_chosen = sources == ("examples",) and contrast.depends_on_seed
+        state: State | None = "withheld" if is_chosen else analysis.state
         bounds = abs(analysis.interval.low), abs(analysis.interval.high)
         results[label] = Result(
             estimate,
             analysis.interval,
-            contrast.select_sources(options.uncertainty),
-            analysis.state if math.isfinite(estimate.standard_error) else None,
+            sources,
+            state if math.isfinite(estimate.standard_error) else None,
+            withheld="looks" if is_chosen else None,
             supported_margin=max(bounds) if all(map(math.isfinite, bounds)) else math.nan,
             level=analysis.level,
             limited=analysis.limited,
@@ -247,10 +253,10 @@ def _describe(result: Result) -> dict[str, Any]:
     return {**result.interval.as_dict(), **{name: estimate[name] for name in names}}
 
 
-def _detectable_difference(estimate: Estimate) -> float:
-    """Return the true difference that a test at level .05 with this standard error finds 8 times in 10."""
+def _detectable_difference(estimate: Estimate, alpha: float) -> float:
+    """Return the true difference that a test at level alpha with this standard error finds 8 times in 10."""
     if not math.isfinite(estimate.standard_error):
         return math.nan
     if not math.isfinite(estimate.degrees_of_freedom):
         return 0.0
-    return estimate.standard_error * detectable_shift(estimate.degrees_of_freedom)
+    return estimate.standard_error * detectable_shift(estimate.degrees_of_freedom, alpha=min(alpha, 0.79))

@@ -74,6 +74,18 @@ def settling_square(n: int, alpha: float, prior_variance: float = PRIOR_VARIANCE
     return nu * (bar - 1) / (1 - bar / grown) if bar < grown else math.inf
 
 
+def fewest_seeds(alpha: float) -> int:
+    """Return the smallest number of seeds at which the anytime interval is bounded.
+
+    Args:
+        alpha: Level of the interval.
+    """
+    count = 2
+    while not math.isfinite(settling_square(count, alpha)):
+        count += 1
+    return count
+
+
 def seeds_to_settle(differences: Sequence[float], alpha: float, power: float = 0.8) -> int | None:
     """Return how many seeds the anytime interval needs so that one analysis alone decides a difference as large as this one.
 
