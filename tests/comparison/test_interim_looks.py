@@ -24,24 +24,29 @@ def test_without_an_earlier_summary_there_is_no_earlier_look():
     for summary in (None, {}, {"cells": None}):
         found = looks(summary)
         assert found == EarlierLooks()
-        assert not found.is_sequential(5)
+        assert not found.is_sequential(range(5))
         assert found.with_seeds(5) == [5]
 
 
 def test_the_same_seeds_again_are_no_further_look():
-    assert not looks(stored(2)).is_sequential(2)
+    assert not looks(stored(2)).is_sequential([1, 0])
 
 
 @pytest.mark.parametrize("seeds", [1, 3])
 def test_another_number_of_seeds_is_a_further_look(seeds):
     found = looks(stored(2))
-    assert found.is_sequential(seeds)
+    assert found.is_sequential(range(seeds))
     assert found.with_seeds(seeds) == sorted({2, seeds})
+
+
+def test_as_many_other_seeds_are_a_further_look():
+    """Otherwise one could try seeds until they please."""
+    assert looks(stored(2)).is_sequential([0, 7])
 
 
 def test_a_sequential_comparison_stays_sequential():
     found = looks(stored(3, sequential=True, looks=[2, 3], withdrawn={"seeds": 2, "states": {"switch": "worse"}}))
-    assert found.is_sequential(3)
+    assert found.is_sequential(range(3))
     assert found.seeds == (2, 3)
     assert found.withdrawn == {"seeds": 2, "states": {"switch": "worse"}}
 
@@ -62,3 +67,31 @@ def test_the_withdrawal_names_what_was_claimed():
     quiet["arms"]["switch"]["state"] = "open"
     assert withdrawal_text(looks(quiet).withdrawn, 3).endswith("the earlier verdicts are withdrawn.")
     assert withdrawal_text(None, 3) is None
+
+
+def test_one_seed_is_no_plural():
+    assert withdrawal_text(looks(stored(1)).withdrawn, 3).startswith("This comparison was judged before with 1 seed. ")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"seeds": None}, {"seeds": 2}, {"seeds": "ab"}, {"looks": 3}, {"looks": ["a", None, -3, 0, True]}, {"arms": [1]},
+        {"arms": {"dense": None, "switch": "worse"}}, {"arms": None}, {"withdrawn": "x"},
+        {"sequential": True, "withdrawn": {"seeds": 2}}, {"sequential": True, "withdrawn": "x"},
+        {"sequential": True, "withdrawn": {"states": []}},
+    ],
+)  # fmt: skip
+def test_what_is_damaged_in_a_summary_counts_as_missing(damage):
+    found = looks(stored(2) | damage)
+    assert found.seeds == (2,)
+    assert found.is_sequential(range(3))
+    withdrawal_text(found.withdrawn, 3)
+
+
+def test_damaged_runs_of_a_summary_are_left_out():
+    summary = stored(2)
+    for wrong in (None, "run", ["dense", 0], ["dense", 0, None], [["dense"], 0, "d0"], ["dense", 0, {"d0": 1}]):
+        assert looks({"cells": [wrong]}) == EarlierLooks()
+        assert looks(summary | {"cells": [wrong, *summary["cells"]]}).seeds == (2,)
+    assert looks({"cells": {"dense": "d0"}}) == EarlierLooks()

@@ -396,7 +396,7 @@ def withdrawal(before=5, now=8, arms=None, **more):
     """Return the sentences on earlier verdicts of the same arms, at `before` seeds, if there are now `now` seeds."""
     first = study(arms or TWO, **more) | {"seeds": list(range(before)), "cells": [["dense", 0, "k0"], ["mine", 0, "k1"]]}
     earlier = earlier_looks(first, {"k0", "k1"}, ["dense", "mine", "other"], "dense")
-    return withdrawal_text(earlier.withdrawn if earlier.is_sequential(now) else None, now) or ""
+    return withdrawal_text(earlier.withdrawn if earlier.is_sequential(range(now)) else None, now) or ""
 
 
 def readings(mine, other, earlier=1e9):

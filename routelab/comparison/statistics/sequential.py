@@ -169,6 +169,6 @@ def _is_limited(over_seeds: Interval, unit_half: float, margin: float) -> bool:
 def _unit_half_width(contrast: Contrast, level: float, first_look: int) -> float:
     """Return the half width of the t-interval over units, with the largest standard error of all analyses so far."""
     n = len(contrast.values_S)
-    looks = [contrast.first(count).estimate(("examples",)) for count in range(min(first_look, n), n + 1)]
+    looks = [contrast.first(count).estimate(("examples",)) for count in range(max(1, min(first_look, n)), n + 1)]
     error = max(look.standard_error for look in looks)
     return float(stats.t.ppf(1 - level / 2, looks[-1].degrees_of_freedom)) * error
