@@ -328,6 +328,8 @@ CASES = [
          lambda: caveat(TWO, options=options(*SEEDS)), lambda: caveat(TWO)),
     Case("With 6 seeds the smallest possible exact sign-flip p is 0.03125. ",
          lambda: caveat({"mine": table(n=6, seeds=0.1)}, options=options(*SEEDS)), lambda: caveat({"mine": table(n=6, seeds=0.1)})),
+    Case("Before adjustment, tests at level .05 find a true difference in test loss of more than 1000% 8 times in 10.",
+         lambda: caveat({"mine": values(0.0, 3.0)}), lambda: caveat({"mine": values(0.0, 0.1)})),
     Case("Before adjustment, tests at level .05 find a true difference in test loss of about 7.2% 8 times in 10.",
          lambda: caveat({"mine": values(0.1, 0.0, 0.05, 0.02, 0.08)}), lambda: caveat({"mine": values(0.1, 0.1)})),
     Case(" (by arm) 8 times in 10.", lambda: caveat({"mine": BETTER, "other": UNDECIDED}),
