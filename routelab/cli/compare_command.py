@@ -108,12 +108,13 @@ def announcement(ready: Any) -> str:
     from routelab.comparison.estimate import outlook
 
     config, ahead = ready.resolved.config, outlook(ready)
-    seeds = len({job.spec.seed for job in ready.jobs})
+    planned = {job.spec.seed for job in ready.jobs}
+    seeds = len(planned)
     counted = f"{seeds} to {max(seeds, config.statistics.max_seeds)}" if config.seeds == "auto" else str(seeds)
     arms = format_units(len(ready.labels), "arm")
     text = f"{arms} x {counted} {'seed' if counted == '1' else 'seeds'} on {config.data['name']}"
     earlier = find_earlier_looks(ready)
-    goes_on = config.seeds == "auto" or earlier.is_sequential(seeds)
+    goes_on = config.seeds == "auto" or earlier.is_sequential(planned)
     beside = len(ready.rows) - len(ready.labels)
     if beside:
         text += f", and {beside} rows of the dense ladder or of other budgets"

@@ -119,7 +119,11 @@ def print_table(out: Console, summary: dict[str, Any]) -> None:
 
 
 def _failed(arm: Mapping[str, Any]) -> str:
-    return "" if arm["n"] and not arm["failed"] else f" ({_failures(arm)})"
+    if arm["n"] and not arm["failed"]:
+        return ""
+    diverged = arm.get("diverged") or 0
+    counts = {"diverged": diverged, "failed": arm["failed"] - diverged}
+    return f" ({', '.join(f'{count} {what}' for what, count in counts.items() if count) or '0 runs'})"
 
 
 def _standard_error(difference: Mapping[str, Any] | None, key: str) -> str | Text:

@@ -135,8 +135,9 @@ def _summary(
     config, output = ready.resolved.config, ready.resolved.output
     main = [record for record in ordered if record["arm"] in ready.labels]
     tables = MetricTables(ordered, partial(unit_table_of, output))
-    seeds = len({record["seed"] for record in main})
-    is_sequential = config.seeds == "auto" or earlier.is_sequential(seeds)
+    trained = {record["seed"] for record in main}
+    seeds = len(trained)
+    is_sequential = config.seeds == "auto" or earlier.is_sequential(trained)
     first_look = _first_look(ready, earlier)
     summary = summarise(
         ready.resolved.name, main, ready.labels, ready.reference,

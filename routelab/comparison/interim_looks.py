@@ -15,6 +15,7 @@ class EarlierLooks:
 
     Attributes:
         seeds: Numbers of seeds at which it was judged, ascending.
+        latest: Seeds of the latest of them.
         sequential: Whether the latest of them was sequential.
         withdrawn: Verdicts of the analysis for a fixed number of seeds that a later analysis replaces: `seeds`, and `states`
             (label -> state); None if there is none.
@@ -23,14 +24,17 @@ class EarlierLooks:
     seeds: tuple[int, ...] = ()
     sequential: bool = False
     withdrawn: Mapping[str, Any] | None = None
+    latest: frozenset[int] = frozenset()
 
-    def is_sequential(self, seeds: int) -> bool:
-        """Return whether an analysis must allow for earlier ones: it must unless all of them had as many seeds.
+    def is_sequential(self, seeds: Collection[int]) -> bool:
+        """Return whether an analysis must allow for earlier ones: it must unless all of them were of the same seeds.
+
+        Other seeds of the same number count too, as they could have been chosen by their results.
 
         Args:
-            seeds: Number of seeds of the analysis.
+            seeds: Seeds of the analysis.
         """
-        return self.sequential or any(earlier != seeds for earlier in self.seeds)
+        return self.sequential or any(count != len(seeds) for count in self.seeds) or bool(self.latest - set(seeds))
 
     def seed_counts(self, seeds: int) -> list[int]:
         """Return the numbers of seeds of all analyses, ascending.
@@ -46,7 +50,8 @@ def earlier_looks(
 ) -> EarlierLooks:
     """Return the earlier analyses of a comparison.
 
-    A summary is of the same comparison if it has a run of the reference and a run of another arm in common with it.
+    A summary is of the same comparison if it has a run of the reference and a run of another arm in common with it. What is
+    damaged in a summary counts as missing.
 
     Args:
         summary: Summary that lies in the comparison's folder, None if there is none.
@@ -54,21 +59,44 @@ def earlier_looks(
         labels: Labels of its arms.
         reference: Label of its reference.
     """
-    if summary is None or reference is None or not isinstance(summary.get("cells"), list):
+    if summary is None or reference is None:
         return EarlierLooks()
-    common = {label for label, _, key in summary["cells"] if key in cells}
+    rows = [row for row in _items(summary.get("cells")) if isinstance(row, list) and len(row) == 3]
+    runs = [(label, seed, key) for label, seed, key in rows if isinstance(label, str) and isinstance(key, str)]
+    common = {label for label, _, key in runs if key in cells}
     if reference not in common or not common & (set(labels) - {reference}):
         return EarlierLooks()
-    seeds = len(summary.get("seeds") or ())
-    seed_counts = tuple(sorted({*(summary.get("looks") or ()), seeds}))
+    seeds = frozenset(_whole_numbers(summary.get("seeds"), 0) or _whole_numbers([seed for _, seed, _ in runs], 0))
+    looks = tuple(sorted({*_whole_numbers(summary.get("looks"), 1), len(seeds)} - {0}))
     withdrawn = summary.get("withdrawn")
     if not summary.get("sequential"):
-        states = {label: arm.get("state") for label, arm in (summary.get("arms") or {}).items() if arm.get("state")}
-        withdrawn = {"seeds": seeds, "states": states}
-    return EarlierLooks(seed_counts, bool(summary.get("sequential")), withdrawn)
+        arms = summary.get("arms")
+        entries = {label: arm for label, arm in arms.items() if isinstance(arm, dict)} if isinstance(arms, dict) else {}
+        withdrawn = {"seeds": len(seeds), "states": {label: arm["state"] for label, arm in entries.items() if arm.get("state")}}
+    elif not isinstance(withdrawn, dict) or not isinstance(withdrawn.get("states"), dict) or "seeds" not in withdrawn:
+        withdrawn = None
+    return EarlierLooks(looks, bool(summary.get("sequential")), withdrawn, seeds)
+
+
+def _items(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _whole_numbers(value: object, least: int) -> list[int]:
+    """Return the whole numbers of a list that are not below `least`."""
+    return [item for item in _items(value) if isinstance(item, int) and not isinstance(item, bool) and item >= least]
 
 
 _CLAIMS = ("better", "worse", "equivalent")
+
+
+def format_seed_counts(seed_counts: Sequence[int]) -> str:
+    """Return numbers of seeds with their noun, `3 and 5 seeds`.
+
+    Args:
+        seed_counts: Numbers of seeds, at least one.
+    """
+    return f"{join_names([str(count) for count in seed_counts])} {'seed' if list(seed_counts) == [1] else 'seeds'}"
 
 
 def withdrawal_text(withdrawn: Mapping[str, Any] | None, seed_counts: Sequence[int], over_seeds: bool = True) -> str | None:
@@ -83,9 +111,9 @@ def withdrawal_text(withdrawn: Mapping[str, Any] | None, seed_counts: Sequence[i
         return None
     groups = {claim: [label for label, state in withdrawn["states"].items() if state == claim] for claim in _CLAIMS}
     claims = "; ".join(f"{join_names(labels)} {claim}" for claim, labels in groups.items() if labels)
-    counts = join_names([str(count) for count in seed_counts])
-    now = " It is therefore judged sequentially." if over_seeds else ""
-    return (
-        f"This comparison was judged with {counts} seeds.{now} The verdicts at {withdrawn['seeds']} seeds are "
-        f"withdrawn{f' ({claims})' if claims else ''}."
+    counts = format_seed_counts(seed_counts)
+    earlier = (
+        f"This comparison was judged with {counts}." if len(seed_counts) > 1 else "This comparison was judged with other seeds."
     )
+    now = " It is therefore judged sequentially." if over_seeds else ""
+    return f"{earlier}{now} The verdicts at {format_seed_counts([withdrawn['seeds']])} are withdrawn{f' ({claims})' if claims else ''}."

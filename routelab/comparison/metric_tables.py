@@ -168,7 +168,13 @@ class MetricTables:
         if tables[0] is not None and tables[1] is not None and self._same_units(arm, against, seeds[0]):
             table_SU = tables[0] - tables[1]
         is_constant = _is_constant(sides[0], tables[0]) and _is_constant(sides[1], tables[1])
-        return Contrast(_values_of(sides[0] - sides[1], table_SU), table_SU, not is_constant, tuple(seeds), self.count_diverged(arm, against))
+        return Contrast(
+            _values_of(sides[0] - sides[1], table_SU),
+            table_SU,
+            not is_constant,
+            tuple(seeds),
+            self.count_diverged(arm, against),
+        )
 
     def one_sample(self, arm: str, metric: str, domain: str | None = None) -> Contrast | None:
         """Return a metric of one arm in the form of a contrast, for the interval of its mean.
@@ -186,7 +192,13 @@ class MetricTables:
         if values_S is None:
             return None
         table_SU = self.table(arm, seeds, metric, domain)
-        return Contrast(_values_of(values_S, table_SU), table_SU, not _is_constant(values_S, table_SU), tuple(seeds), self.count_diverged(arm))
+        return Contrast(
+            _values_of(values_S, table_SU),
+            table_SU,
+            not _is_constant(values_S, table_SU),
+            tuple(seeds),
+            self.count_diverged(arm),
+        )
 
     def _same_units(self, arm: str, against: str, seed: int) -> bool:
         tables = self._table(arm, seed), self._table(against, seed)

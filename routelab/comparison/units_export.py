@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -31,17 +32,21 @@ def write_units_file(path: Path, records: Sequence[Mapping[str, Any]], output: P
     neighbour = path.with_name(f".{path.name}.{os.getpid()}")
     writer: Any = None
     try:
-        path.unlink(missing_ok=True)
         for table in _tables(records, output):
             if writer is None:
                 writer = parquet.ParquetWriter(neighbour, table.schema, **encodings(table.column_names, ("arm", "domain")))
             writer.write_table(table.select(writer.schema.names))
-        if writer is not None:
+        if writer is None:
+            path.unlink(missing_ok=True)
+        else:
             writer.close()
             neighbour.replace(path)
     except OSError as error:
-        neighbour.unlink(missing_ok=True)
         raise StorageError(f"cannot write {str(path)!r}: {error.strerror or error}") from None
+    finally:
+        # Ctrl-C leaves nothing behind either.
+        with contextlib.suppress(OSError):
+            neighbour.unlink()
 
 
 def _tables(records: Sequence[Mapping[str, Any]], output: Path) -> Iterator[Any]:

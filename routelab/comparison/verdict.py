@@ -142,7 +142,7 @@ def _no_interval(entry: Mapping[str, Any], unit: str) -> str:
         return f"{_SAME_RESULTS}, and no test units were recorded"
     if "seeds" in entry["covered"] and entry["difference"]["n"] < 2:
         return "one seed gives no interval"
-    if "examples" in entry["covered"]:
+    if entry["difference"]["units"] == 1:
         return f"one test {unit} gives no interval over {pluralise(unit)}"
     return "the differences are not finite"
 
@@ -409,9 +409,10 @@ def _power_text(arms: Mapping[str, Any], seeds: int, uncertainty: Sequence[str],
     detectable = [arm["detectable"] for arm in arms.values() if arm.get("detectable") and math.isfinite(arm["detectable"])]
     if detectable:
         low, high = format_change_size(min(detectable)), format_change_size(max(detectable))
-        size = low if low == high else f"{low} to {high} (by arm)"
+        # "more than 1000%" needs no "about".
+        size = f"{'about ' if low[0].isdigit() else ''}{low if low == high else f'{low} to {high} (by arm)'}"
         texts.append(
-            f"Before adjustment, tests at level {format_level(alpha)} find a true difference in test loss of about {size} 8 times in 10."
+            f"Before adjustment, tests at level {format_level(alpha)} find a true difference in test loss of {size} 8 times in 10."
         )
     return texts
 

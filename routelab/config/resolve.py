@@ -20,6 +20,9 @@ from routelab.core.errors import UsageError, unknown
 
 _MOST_SEEDS = 10_000
 
+_LARGEST_SEED = 2**63 - 1
+"""Largest number of the column of seeds in units.parquet."""
+
 
 @dataclass(frozen=True)
 class Resolved:
@@ -366,6 +369,8 @@ def seed_list(config: Config) -> list[int]:
         return list(range(seeds))
     if not seeds or any(isinstance(seed, bool) or not isinstance(seed, int) or seed < 0 for seed in seeds):
         raise UsageError(f"seeds={seeds!r} must be whole numbers of at least 0")
+    if max(seeds) > _LARGEST_SEED:
+        raise UsageError(f"seeds={seeds!r} must be at most {_LARGEST_SEED}")
     if len(set(seeds)) < len(seeds):
         raise UsageError(f"seeds={seeds!r} names a seed twice; paired statistics would count it twice")
     return list(seeds)

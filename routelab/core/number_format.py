@@ -227,12 +227,12 @@ def format_units(number: int, unit: str) -> str:
 
 
 def to_percent(log: float) -> float:
-    """Return a difference of logs as a change in percent; infinity if the change is too large for a float.
+    """Return a difference of logs as a change in percent; infinity if the change is too large for a float, NaN for NaN.
 
     Args:
         log: Difference of logs.
     """
-    return 100 * math.expm1(log) if log < 700 else math.inf
+    return math.inf if log >= 700 else 100 * math.expm1(log)
 
 
 def format_half_width(interval: Interval | None) -> str:

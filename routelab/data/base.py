@@ -85,6 +85,10 @@ def check_data(data: object) -> None:
     if not isinstance(data, DataSet):
         raise ValueError(f"it must return a DataSet; it returned {type(data).__name__}")
     task = data.task
+    if not isinstance(task.unit, str) or not task.unit.strip():
+        raise ValueError(f"the task's unit is {task.unit!r}; it must be a noun, such as 'example'")
+    if len(set(data.domain_names)) < len(data.domain_names):
+        raise ValueError(f"domain_names {', '.join(map(repr, data.domain_names))} must differ from each other")
     for name in ("train", "validation", "test"):
         batch: Batch = getattr(data, name)
         if not isinstance(batch, Batch) or not isinstance(batch.inputs, Tensor) or not isinstance(batch.targets, Tensor):
@@ -99,6 +103,8 @@ def check_data(data: object) -> None:
             raise ValueError(f"{name} has targets that are not finite")
         if batch.unit is not None:
             _check_unit(name, batch, task)
+        if batch.domain is not None and data.domain_names:
+            _check_domain(name, batch, len(data.domain_names))
         if task.kind == "classification":
             if batch.targets.dtype != torch.int64:
                 raise ValueError(f"the labels of {name} must be int64; got {batch.targets.dtype}")
@@ -107,11 +113,32 @@ def check_data(data: object) -> None:
                 raise ValueError(f"the labels of {name} run from {low} to {high}; they must be 0 to {task.outputs - 1}")
 
 
+_WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+"""Types of whole numbers. PyTorch has no arithmetic for the unsigned ones of 16 bits and more."""
+
+
+def _kind_of_values(value: object) -> str:
+    return str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
+
+
+def _check_domain(name: str, batch: Batch, domains: int) -> None:
+    """ValueError, naming the rule, unless `batch.domain` has one of the numbers 0 to domains - 1 for every example."""
+    domain = batch.domain
+    if not isinstance(domain, Tensor) or domain.dtype not in _WHOLE or tuple(domain.shape) != (len(batch),):
+        shape = f" of shape {tuple(domain.shape)}" if isinstance(domain, Tensor) else ""
+        raise ValueError(
+            f"the domains of {name} must be a tensor of {len(batch)} integers; got {_kind_of_values(domain)}{shape}"
+        )
+    low, high = int(domain.min()), int(domain.max())
+    if low < 0 or high >= domains:
+        raise ValueError(f"the domains of {name} run from {low} to {high}; they must be 0 to {domains - 1}")
+
+
 def _check_unit(name: str, batch: Batch, task: Task) -> None:
     """Raise a ValueError that names the rule unless `batch.unit` numbers the units of its examples or positions."""
     unit = batch.unit
-    if not isinstance(unit, Tensor) or unit.is_floating_point() or unit.is_complex() or unit.dtype == torch.bool:
-        raise ValueError(f"the units of {name} must be a tensor of integers; got {getattr(unit, 'dtype', type(unit).__name__)}")
+    if not isinstance(unit, Tensor) or unit.dtype not in _WHOLE:
+        raise ValueError(f"the units of {name} must be a tensor of signed integers; got {_kind_of_values(unit)}")
     shapes = [(len(batch),), *([tuple(batch.targets.shape)] if task.kind == "language" else [])]
     if tuple(unit.shape) not in shapes:
         allowed = " or ".join(str(shape) for shape in shapes)

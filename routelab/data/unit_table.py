@@ -146,6 +146,11 @@ def _pairs(
         return number if domain is None else number + domain[chunk].reshape(-1, *(1,) * (unit.ndim - 1))
 
     size = (int(unit.max()) + 1) * domains
+    if size > np.iinfo(np.int64).max:
+        # A product of such numbers does not fit into 64 bits.
+        distinct, position = np.unique(unit, return_inverse=True)
+        row, number, domain_number = _pairs(position.reshape(unit.shape), domain, domains)
+        return row, distinct.astype(np.int64)[number], domain_number
     if size <= 4 * unit.size + 65_536:
         # A table of what occurs takes less time and memory than sorting every position.
         chunks = [slice(start, start + _CHUNK) for start in range(0, len(unit), _CHUNK)]

@@ -91,21 +91,10 @@ def read_units(path: Path) -> UnitTable | None:
         columns = parquet.read_table(path)
         sums = {name: np.asarray(columns[name], np.float64) for name in columns.column_names if name not in KEYS}
         unit, domain = np.asarray(columns["unit"], np.int64), columns["domain"]
-    except (OSError, KeyError, lib.ArrowException):
+    except (OSError, KeyError, ValueError, TypeError, lib.ArrowException):
         return None
-    names = None if domain.null_count == len(columns) else np.array(domain.to_pylist(), np.str_)
-    return UnitTable(unit, names, sums)
-
-
-def is_readable(path: Path) -> bool:
-    """Return whether a file exists and its footer, which is written last, can be read.
-
-    Args:
-        path: Path of the file.
-    """
-    from pyarrow import lib, parquet
-
-    try:
-        return bool(parquet.read_metadata(path).num_rows)
-    except (OSError, lib.ArrowException):
-        return False
+    if domain.null_count == len(columns):
+        return UnitTable(unit, None, sums)
+    # Names are few and rows are many.
+    encoded = domain.combine_chunks().dictionary_encode()
+    return UnitTable(unit, np.array(encoded.dictionary.to_pylist(), np.str_)[np.asarray(encoded.indices)], sums)

@@ -332,6 +332,8 @@ CASES = [
          lambda: caveat(TWO, options=options(*SEEDS)), lambda: caveat(TWO)),
     Case("With 6 seeds the smallest possible exact sign-flip p is 0.03125. ",
          lambda: caveat({"mine": table(n=6, seeds=0.1)}, options=options(*SEEDS)), lambda: caveat({"mine": table(n=6, seeds=0.1)})),
+    Case("Before adjustment, tests at level .05 find a true difference in test loss of more than 1000% 8 times in 10.",
+         lambda: caveat({"mine": values(0.0, 3.0)}), lambda: caveat({"mine": values(0.0, 0.1)})),
     Case("Before adjustment, tests at level .05 find a true difference in test loss of about 7.2% 8 times in 10.",
          lambda: caveat({"mine": values(0.1, 0.0, 0.05, 0.02, 0.08)}), lambda: caveat({"mine": values(0.1, 0.1)})),
     Case(" (by arm) 8 times in 10.", lambda: caveat({"mine": BETTER, "other": UNDECIDED}),
@@ -398,11 +400,14 @@ CASES = [
 ]  # fmt: skip
 
 
-def withdrawal(before=5, now=8, arms=None, **more):
+def withdrawal(before=5, now=8, arms=None, seeds_now=None, **more):
     """Return the sentences on earlier verdicts of the same arms, at `before` seeds, if there are now `now` seeds."""
     first = study(arms or TWO, **more) | {"seeds": list(range(before)), "cells": [["dense", 0, "k0"], ["mine", 0, "k1"]]}
     earlier = earlier_looks(first, {"k0", "k1"}, ["dense", "mine", "other"], "dense")
-    return withdrawal_text(earlier.withdrawn if earlier.is_sequential(now) else None, now) or ""
+    return (
+        withdrawal_text(earlier.withdrawn if earlier.is_sequential(seeds_now or range(now)) else None, earlier.seed_counts(now))
+        or ""
+    )
 
 
 def readings(mine, other, earlier=1e9):
@@ -439,11 +444,12 @@ def paired(arms, pair=("mine", "other"), sequential=False, chosen=None, dense=No
 
 
 OTHER_CASES = [
-    Case("This comparison was judged before with 5 seeds. It is now judged sequentially, with 8, and the earlier "
-         "verdicts are withdrawn (mine better; other worse).", lambda: withdrawal(5, 8), lambda: withdrawal(5, 5)),
-    Case("and the earlier verdicts are withdrawn (mine equivalent).", lambda: withdrawal(arms={"mine": ALIKE}), withdrawal),
-    Case("and the earlier verdicts are withdrawn.", lambda: withdrawal(arms={"mine": UNDECIDED}), withdrawal),
-    Case("This comparison was judged before with 5 seeds.", withdrawal, lambda: withdrawal(sequential=True)),
+    Case("This comparison was judged with 5 and 8 seeds. It is therefore judged sequentially. The verdicts at 5 seeds are withdrawn "
+         "(mine better; other worse).", lambda: withdrawal(5, 8), lambda: withdrawal(5, 5)),
+    Case("The verdicts at 5 seeds are withdrawn (mine equivalent).", lambda: withdrawal(arms={"mine": ALIKE}), withdrawal),
+    Case("The verdicts at 5 seeds are withdrawn.", lambda: withdrawal(arms={"mine": UNDECIDED}), withdrawal),
+    Case("This comparison was judged with 5 and 8 seeds.", withdrawal, lambda: withdrawal(sequential=True)),
+    Case("This comparison was judged with other seeds.", lambda: withdrawal(seeds_now=[0, 1, 2, 3, 7], now=5), withdrawal),
     Case(" Beside dense, at equal additional training FLOPs (what earlier runs took is sunk): mine (better), other (worse); at equal "
          "total training FLOPs (earlier runs' counted): other (worse).",
          lambda: readings(1.024e9, 0.976e9), lambda: readings(1.026e9, 0.976e9)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from pretended_runs import World
 from routelab.comparison import compare as module
 from routelab.comparison import comparison_runner
 from routelab.comparison.compare import compare
+from routelab.records.unit_file import read_units, write_units
 from routelab.report.interval_labels import intervals_of
 
 
@@ -152,8 +154,15 @@ def test_intervals_over_units_alone_do_not_claim_to_hold_at_every_analysis(run):
     world = World(gain={"switch": 0.5})
     run(world, "seeds=3", "statistics.uncertainty=[examples]")
     made = run(world, "seeds=4", "statistics.uncertainty=[examples]")
-    assert "It is now judged with 4, and the earlier verdicts are withdrawn" in made["withdrawal"]
+    assert (
+        made["withdrawal"]
+        == "This comparison was judged with 3 and 4 seeds. The verdicts at 3 seeds are withdrawn (switch worse)."
+    )
     assert "sequential" not in made["sentence"]
+    assert made["arms"]["switch"]["state"] == "withheld"
+    assert made["arms"]["switch"]["verdict"].startswith(
+        "no verdict, as results were seen at another number of seeds; over 4 seeds:"
+    )
     assert "hold at every interim analysis" not in intervals_of(made)
     assert "hold at every interim analysis" in intervals_of(run(world, "seeds=4"))
 
@@ -166,3 +175,39 @@ def test_arms_with_the_same_settings_share_runs_and_are_equivalent(run):
     assert [(arm["n"], arm["failed"]) for arm in made["arms"].values()] == [(3, 0)] * 3
     assert made["arms"]["two"]["difference"]["mean"] == 0.0
     assert made["arms"]["two"]["state"] == "equivalent"
+
+
+def test_the_units_of_another_run_are_not_judged(run, tmp_path):
+    """A process that dies between writing its units and its record leaves such a file, if runs are not the same to the bit."""
+    world = World(gain={"switch": 0.5})
+    first = run(world, "seeds=2")["arms"]["switch"]
+    path = next(
+        folder / "units.parquet"
+        for folder in (tmp_path / "results/cells").iterdir()
+        if json.loads((folder / "record.json").read_text())["arm"] == "switch"
+    )
+    units = read_units(path)
+    write_units(path, replace(units, sums=units.sums | {"loss": 3 * units.sums["loss"]}))
+    again = run(world, "seeds=2")["arms"]["switch"]
+    assert len(world.trained) == 5
+    assert again["difference"] == first["difference"]
+
+
+def test_a_damaged_summary_does_not_stop_a_comparison(run, tmp_path):
+    world = World(gain={"switch": 0.5}, unit_sd=0.05)
+    run(world, "seeds=3")
+    path = tmp_path / "results/mine/summary.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"looks": 3, "withdrawn": "x", "arms": [], "seeds": None}))
+    made = run(world, "seeds=6")
+    assert (made["sequential"], made["looks"], made["first_look"]) == (True, [3, 6], 3)
+
+
+def test_as_many_other_seeds_are_judged_sequentially(run):
+    world = World(gain={"switch": 0.5}, unit_sd=0.05)
+    run(world, "seeds=[0,1,2]")
+    made = run(world, "seeds=[0,1,7]")
+    assert made["sequential"] is True
+    assert made["withdrawal"] == (
+        "This comparison was judged with other seeds. It is therefore judged sequentially. The verdicts at 3 seeds are withdrawn "
+        "(switch worse)."
+    )

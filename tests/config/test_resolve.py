@@ -29,6 +29,7 @@ from routelab.routers.router_registry import ROUTERS
         (["experts.cuont=2"], ["experts.cuont", "experts.count"]),
         (["seeds=0"], ["seeds=0"]),
         (["seeds=[1,1]"], ["names a seed twice"]),
+        (["seeds=[0,9223372036854775808]"], ["9223372036854775808", "must be at most 9223372036854775807"]),
         (["seeds=many"], ["seeds='many'", "auto"]),
         (["trainer.precision=fp8"], ["fp8", "bf16-mixed"]),
         (["match.on=params"], ["params", "flops_per_example"]),

@@ -27,6 +27,7 @@ from routelab.core.number_format import (
     format_short_percent,
     format_with_ratio,
     is_bounded,
+    to_percent,
 )
 
 NAN, INF = math.nan, math.inf
@@ -154,3 +155,9 @@ def test_bounded_intervals():
     assert not is_bounded(interval(1.0, NAN, 1.5))
     assert not is_bounded(interval(1.0, None, 1.5))
     assert not is_bounded(None)
+
+
+def test_a_difference_that_is_not_a_number_is_no_infinite_change():
+    assert math.isnan(to_percent(math.nan))
+    assert to_percent(math.inf) == to_percent(700.0) == math.inf
+    assert to_percent(-math.inf) == -100.0

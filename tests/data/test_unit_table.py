@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from routelab.core.process_group import launch
 from routelab.data import unit_table
-from routelab.data.base import check_data, load
+from routelab.data.base import DataSet, check_data, load
 from routelab.data.task import Batch, InputSpec, Task
 from routelab.data.text import Document, Stream, stream, text_data
 from routelab.data.unit_table import UnitIndex, UnitSums
@@ -164,6 +164,17 @@ def test_distant_numbers_are_sorted():
     assert table.sums["count"].tolist() == [1, 1, 2]
 
 
+@pytest.mark.parametrize("largest", [2**62 + 1, 2**63 - 1])
+def test_the_largest_numbers_keep_their_domains(largest):
+    """Unit times number of domains does not fit into 64 bits."""
+    outputs, split = predictions(CLASSES, 5)
+    split = replace(split, unit=torch.tensor([largest, 1, 1, largest, largest]), domain=torch.tensor([3, 0, 2, 0, 3]))
+    table = summed(CLASSES, outputs, split, ("a", "b", "c", "d"))
+    assert table.unit.tolist() == [1, 1, largest, largest]
+    assert table.domain.tolist() == ["a", "c", "a", "d"]
+    assert table.sums["count"].tolist() == [1, 1, 1, 2]
+
+
 # --- pooling ---
 
 
@@ -234,6 +245,45 @@ def test_two_processes_make_one_table(importable):
         assert sums[name] == pytest.approx(values, rel=1e-9), name
 
 
+# --- plugins ---
+
+
+def plugin_data(task_unit="example", names=("a", "b"), **changes):
+    """Return a data set of 6 examples whose test split has these fields."""
+    _, split = predictions(CLASSES, 6)
+    return DataSet(replace(CLASSES, unit=task_unit), split, split, replace(split, **changes), "here", domain_names=names)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"unit": torch.arange(6).to(torch.uint64)}, "the units of test must be a tensor of signed integers; got torch.uint64"),
+        ({"unit": torch.arange(6).bool()}, "the units of test must be a tensor of signed integers; got torch.bool"),
+        ({"unit": np.arange(6)}, "the units of test must be a tensor of signed integers; got ndarray"),
+        ({"domain": torch.arange(6) - 1}, "the domains of test run from -1 to 4; they must be 0 to 1"),
+        (
+            {"domain": torch.arange(3) % 2},
+            r"the domains of test must be a tensor of 6 integers; got torch.int64 of shape \(3,\)",
+        ),
+        ({"domain": torch.ones(6)}, r"the domains of test must be a tensor of 6 integers; got torch.float32 of shape \(6,\)"),
+        ({"domain": [0] * 6}, "the domains of test must be a tensor of 6 integers; got list$"),
+        ({"names": ("a", "b", "a")}, "domain_names 'a', 'b', 'a' must differ from each other"),
+        ({"task_unit": " "}, "the task's unit is ' '; it must be a noun, such as 'example'"),
+        ({"task_unit": None}, "the task's unit is None; it must be a noun"),
+    ],
+)
+def test_units_and_domains_that_break_the_contract(changes, message):
+    check_data(plugin_data())
+    with pytest.raises(ValueError, match=message):
+        check_data(plugin_data(**changes))
+
+
+def test_domains_without_names_are_no_domains():
+    data = plugin_data(names=(), domain=torch.arange(6) + 5)
+    check_data(data)
+    assert summed(data.task, predictions(CLASSES, 6)[0], data.test).domain is None
+
+
 # --- data sets ---
 
 
@@ -301,8 +351,8 @@ def test_units_of_local_text(tmp_path):
 @pytest.mark.parametrize(
     ("unit", "message"),
     [
-        (torch.zeros(4), "the units of test must be a tensor of integers; got torch.float32"),
-        ([0, 1, 2, 3], "the units of test must be a tensor of integers; got list"),
+        (torch.zeros(4), "the units of test must be a tensor of signed integers; got torch.float32"),
+        ([0, 1, 2, 3], "the units of test must be a tensor of signed integers; got list"),
         (torch.zeros(3, dtype=torch.long), r"the units of test have shape \(3,\); it must be \(4,\)"),
         (torch.zeros(4, 2, dtype=torch.long), r"the units of test have shape \(4, 2\); it must be \(4,\)"),
         (torch.tensor([0, 1, -2, 3]), "the units of test begin at -2; they must not be negative"),

@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 import torch
 
+from routelab.comparison import units_export
 from routelab.comparison.units_export import write_units_file
 from routelab.core.errors import StorageError
 from routelab.data.task import Batch, InputSpec, Task
 from routelab.data.unit_table import MAX_UNITS, UnitIndex, UnitSums, UnitTable
 from routelab.records.json_io import write_json
 from routelab.records.run_cache import cell_folder, finished, unit_table_of
-from routelab.records.unit_file import UNITS, is_readable, read_units, write_units
+from routelab.records.unit_file import UNITS, read_units, write_units
 
 MEGABYTE_LIMIT = 50e6
 
@@ -43,15 +44,23 @@ def test_read_as_written(tmp_path, domain):
 def test_a_missing_or_damaged_file_is_none(tmp_path):
     path = tmp_path / UNITS
     assert read_units(path) is None
-    assert not is_readable(path)
     write_units(path, table())
-    assert is_readable(path)
     content_of_file = path.read_bytes()
     for content in (content_of_file[:-20], b"", b"no Parquet", content_of_file[:40] + b"\0" * 40 + content_of_file[80:]):
         path.write_bytes(content)
         assert read_units(path) is None
-    path.write_bytes(content_of_file[:-20])
-    assert not is_readable(path)
+
+
+@pytest.mark.parametrize("column", ["unit", "loss"])
+def test_a_column_of_another_type_is_damage(tmp_path, column):
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    write_units(tmp_path / UNITS, table())
+    rows = parquet.read_table(tmp_path / UNITS)
+    rows = rows.set_column(rows.schema.get_field_index(column), column, pa.array(["x"] * len(rows)))
+    parquet.write_table(rows, tmp_path / UNITS)
+    assert read_units(tmp_path / UNITS) is None
 
 
 def test_a_million_documents_take_less_than_50_mb(tmp_path):
@@ -86,12 +95,24 @@ def test_a_million_rows_of_a_regression_take_less_than_50_mb(tmp_path, outputs):
 # --- in the cache ---
 
 
+def mean_loss(units):
+    return {"loss": float(units.sums["loss"].sum() / units.sums["count"].sum())}
+
+
+def rows_of(units, rows):
+    """Return some rows of a table."""
+    return UnitTable(units.unit[rows], units.domain[rows], {name: values[rows] for name, values in units.sums.items()})
+
+
 def record_of(output, key, has_file=True, **changes):
-    record = {"arm": "dense", "seed": 0, "status": "ok", "test": {"loss": 1.0}, "provenance": {"cell": key},
+    record = {"arm": "dense", "seed": 0, "status": "ok", "provenance": {"cell": key},
               "units": {"unit": "example", "number": 5, "pooled": False}} | changes  # fmt: skip
+    units = table(seed=int(record["seed"]))
+    by_domain = {name: mean_loss(rows_of(units, units.domain == name)) for name in ("law", "medicine")}
+    record = {"test": mean_loss(units), "by_domain": by_domain} | record
     write_json(cell_folder(output, key) / "record.json", record)
     if has_file:
-        write_units(cell_folder(output, key) / UNITS, table(seed=int(record["seed"])))
+        write_units(cell_folder(output, key) / UNITS, units)
     return record
 
 
@@ -108,6 +129,40 @@ def test_a_cell_without_its_units_is_trained_again(tmp_path):
     without = record_of(output, "b", has_file=False, units=None)
     assert finished(output, "b") == without
     assert unit_table_of(output, without) is None
+
+
+def _changed(name, change):
+    return lambda units: UnitTable(units.unit, units.domain, units.sums | {name: change(units.sums[name])})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda units: table(seed=1),
+        lambda units: rows_of(units, np.arange(4)),
+        lambda units: rows_of(units, np.arange(5)[::-1]),
+        lambda units: UnitTable(units.unit, np.roll(units.domain, 1), units.sums),
+        lambda units: UnitTable(units.unit, np.array(["law", "poetry"])[np.arange(5) % 2], units.sums),
+        lambda units: UnitTable(units.unit, None, units.sums),
+        lambda units: UnitTable(units.unit, units.domain, {"loss": units.sums["loss"]}),
+        _changed("loss", lambda loss: loss * 1.01),
+        _changed("loss", lambda loss: np.where(np.arange(5) == 2, np.nan, loss)),
+        _changed("loss", lambda loss: np.where(np.arange(5) == 2, np.inf, loss)),
+        _changed("count", lambda count: 0 * count),
+    ],
+)
+def test_a_cell_with_the_units_of_another_run_is_trained_again(tmp_path, change):
+    """They would be judged together with the record, and contradict it."""
+    output = tmp_path / "results" / "mine"
+    record_of(output, "a")
+    write_units(cell_folder(output, "a") / UNITS, change(table()))
+    assert finished(output, "a") is None
+
+
+def test_sums_of_single_precision_are_those_of_the_run(tmp_path):
+    output = tmp_path / "results" / "mine"
+    record = record_of(output, "a", test={"loss": mean_loss(table())["loss"] * (1 + 1e-6)})
+    assert finished(output, "a") == record
 
 
 def test_the_file_of_a_comparison_holds_all_runs(tmp_path):
@@ -137,3 +192,22 @@ def test_a_folder_that_cannot_be_written_is_a_storage_error(tmp_path):
     record = record_of(output, "a")
     with pytest.raises(StorageError, match="cannot write"):
         write_units_file(output / "missing" / UNITS, [record], output)
+
+
+def test_an_interrupted_file_of_a_comparison_leaves_the_earlier_one(tmp_path, monkeypatch):
+    output = tmp_path / "results" / "mine"
+    records = [record_of(output, "a"), record_of(output, "b", seed=1)]
+    output.mkdir()
+    write_units_file(output / UNITS, records, output)
+    content = (output / UNITS).read_bytes()
+
+    def interrupt(output, record):
+        if record["seed"]:
+            raise KeyboardInterrupt
+        return unit_table_of(output, record)
+
+    monkeypatch.setattr(units_export, "unit_table_of", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write_units_file(output / UNITS, records, output)
+    assert [path.name for path in output.iterdir()] == [UNITS]
+    assert (output / UNITS).read_bytes() == content

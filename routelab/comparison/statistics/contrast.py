@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,15 +57,17 @@ class Contrast:
             uncertainty: Sources of uncertainty that the standard error is to cover, see `select_sources`.
 
         Returns:
-            The estimate. Its standard error is NaN if the data have too few seeds or units. It is also NaN for two arms that do
-            not depend on the seed and have no test units.
+            The estimate. Its standard error is NaN if the data have too few seeds or units, and if the metric cannot be computed
+            without one of the units. It is also NaN for two arms that do not depend on the seed and have no test units.
         """
         covered = self.select_sources(uncertainty)
         if not covered:
             return Estimate(float(self.values_S.mean()), math.nan, math.nan, len(self.values_S))
         if covered == ("seeds",) or self.table_SU is None:
             return estimate_over_seeds(self.values_S)
-        return estimate_over_units(self.table_SU) if covered == ("examples",) else estimate_two_way(self.table_SU)
+        estimate = estimate_over_units(self.table_SU) if covered == ("examples",) else estimate_two_way(self.table_SU)
+        # R^2 of units among which one alone varies has no value without that one.
+        return estimate if math.isfinite(estimate.mean) else replace(estimate, mean=float(self.values_S.mean()))
 
     def with_first_seeds(self, seeds: int) -> Contrast:
         """Return the contrast of the first seeds alone.

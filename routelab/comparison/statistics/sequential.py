@@ -195,6 +195,7 @@ def _is_limited(over_seeds: Interval, unit_half: float, margin: float) -> bool:
 def _unit_half_width(contrast: Contrast, level: float, first_look: int) -> float:
     """Return the half width of the t-interval over units, with the largest standard error of all analyses so far."""
     n = len(contrast.values_S)
-    estimates = [contrast.with_first_seeds(count).estimate(("examples",)) for count in range(min(first_look, n), n + 1)]
+    counts = range(max(1, min(first_look, n)), n + 1)
+    estimates = [contrast.with_first_seeds(count).estimate(("examples",)) for count in counts]
     error = max(estimate.standard_error for estimate in estimates)
     return float(stats.t.ppf(1 - level / 2, estimates[-1].degrees_of_freedom)) * error

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from routelab.comparison.statistics.contrast import Contrast
 from routelab.comparison.statistics.two_way import (
     Estimate,
     estimate_over_seeds,
@@ -165,3 +166,14 @@ def test_concentration_of_the_influence():
     table[:, 10:] = -1.0
     assert influence_concentration(table) == pytest.approx(90 / (90 + 30))
     assert influence_concentration(np.ones((3, 40))) == 0.0
+
+
+@pytest.mark.parametrize("covered", [["seeds", "examples"], ["examples"]])
+def test_a_metric_without_influences_keeps_its_mean(covered):
+    """R^2 of units among which one alone varies has no value without that one, so it has no interval; it has a mean."""
+    values = np.array([0.5, 0.7])
+    found = Contrast(values, np.full((2, 3), math.nan)).estimate(covered)
+    assert found.mean == pytest.approx(0.6)
+    assert math.isnan(found.standard_error)
+    assert math.isnan(found.interval().low)
+    assert found.units == 3
