@@ -95,9 +95,12 @@ _STATES = {
 
 
 def _without_bounds(entry: Mapping[str, Any]) -> str:
-    """Return the text in place of bounds that are infinite, as those of sequential intervals of few seeds."""
-    level = (entry.get("sequential") or 0.05) / (2 if "examples" in entry["covered"] else 1)
-    return f"[no bounds below {fewest_seeds(level)} seeds]"
+    """Return the text in place of infinite bounds: those of few seeds in a sequential analysis, or beyond the range of a float."""
+    if entry.get("sequential"):
+        fewest = fewest_seeds(entry["sequential"] / (2 if "examples" in entry["covered"] else 1))
+        if entry["difference"]["n"] < fewest:
+            return f"[no bounds below {fewest} seeds]"
+    return "[no finite bounds]"
 
 
 def _failure(entry: Mapping[str, Any]) -> str:

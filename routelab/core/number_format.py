@@ -163,7 +163,8 @@ def change_decimals(low: float, high: float) -> int:
         high: Upper bound in percent.
     """
     half = (high - low) / 2
-    if not math.isfinite(half) or half <= 0.0:
+    # A width of rounding errors deserves no digits.
+    if not math.isfinite(half) or half < 1e-9:
         return 1
     return min(6, max(1, -math.floor(math.log10(half))))
 

@@ -110,7 +110,11 @@ def describe_intervals(
     """
     coverage = coverage_of(summary, estimates)
     if summary.get("sequential") if sequential is None else sequential:
-        return f"intervals over {coverage} that hold at every interim analysis"
+        known = [sources for sources in map(sources_of, estimates.values()) if sources] or [_intended(summary)]
+        over_seeds = any("seeds" in sources for sources in known)
+        return (
+            f"intervals over {coverage} that hold at every interim analysis" if over_seeds else f"t-intervals over {coverage}"
+        )
     kind = "two-way intervals" if any(len(sources_of(estimate)) > 1 for estimate in estimates.values()) else "t-intervals"
     return f"{100 * (1 - _level(summary)):g}% {kind} over {coverage}"
 

@@ -17,7 +17,7 @@ import pytest
 from scipy import stats
 
 from routelab.cli.compare_command import announcement, pair_lines
-from routelab.comparison import budget_accounting, estimate, interim_looks, verdict
+from routelab.comparison import budget_accounting, compare, estimate, interim_looks, verdict
 from routelab.comparison.interim_looks import earlier_looks, withdrawal_text
 from routelab.comparison.metric_tables import MetricTables
 from routelab.comparison.pairwise import judged_pairs
@@ -194,8 +194,13 @@ CASES = [
     Case("; one test example gives no interval over examples", lambda: of_mine(table(m=1, shift=0.2, seeds=0.1)),
          lambda: of_mine(table(m=2, shift=0.2, seeds=0.1))),
     Case("the differences are not finite", lambda: of_mine(values(0.0, math.inf)), lambda: of_mine(values(0.0, 9.0))),
-    Case(" [no bounds from so few seeds] against dense", lambda: of_mine(table(n=2, seeds=0.1), sequential=True),
+    Case(" [no bounds below 6 seeds] against dense", lambda: of_mine(table(n=2, seeds=0.1), sequential=True),
          lambda: of_mine(table(n=8, seeds=0.1), sequential=True)),
+    Case("no verdict, as results were seen at another number of seeds; over 5 seeds: test loss ",
+         lambda: of_mine(table(seeds=0.1), sequential=True, options=options(*UNITS)),
+         lambda: of_mine(table(seeds=0.1), options=options(*UNITS))),
+    Case("; with 2 seeds a 95% interval covers 88% to 97% (simulated)", lambda: of_mine(table(n=2, seeds=0.1)),
+         lambda: of_mine(table(n=3, seeds=0.1))),
     Case("no verdict, as 1 of 5 seeds diverged; over 4 seeds with results of both arms: test loss ",
          lambda: of_mine(BETTER, failures={("mine", 3): "diverged"}), lambda: of_mine(BETTER, failures={("mine", 3): "failed"})),
     Case("no verdict, as 2 of 5 seeds diverged; over 3 seeds with results of both arms: test loss ",
@@ -324,7 +329,9 @@ CASES = [
          "models.",
          lambda: caveat({"mine": BETTER[:1]}, options=options(*UNITS)),
          lambda: caveat({"mine": BETTER[:2]}, options=options(*UNITS))),
-    Case("Results were seen before the number of seeds (5) was final: intervals hold at every interim analysis, p-values would not.",
+    Case(" [no finite bounds] against dense", lambda: of_mine(values(0.0, 300.0)), lambda: of_mine(values(0.0, 0.3))),
+    Case("Results were seen before the number of seeds (5) was final. Intervals hold at every interim analysis and are widened for "
+         "skewed differences; p-values would not hold.",
          lambda: caveat(TWO, sequential=True), lambda: caveat(TWO)),
     Case("Results were seen before the number of seeds (5) was final: these intervals do not allow for that.",
          lambda: caveat(TWO, sequential=True, options=options(*UNITS)), lambda: caveat(TWO, sequential=True)),
@@ -420,7 +427,7 @@ def readings(mine, other, earlier=1e9):
     return sentence(TWO, changes=changes)
 
 
-def announced(seeds="3", rows=2, uncertainty=("seeds", "examples"), **ahead):
+def announced(seeds="3", rows=2, uncertainty=("seeds", "examples"), before=None, **ahead):
     """Return the announcement of two arms for a cost estimate with these fields."""
     fields = {"runs": 6, "uncounted": 0, "flops": 1.5e9, "seconds": 600.0, "effect": 2.0} | ahead
     config = SimpleNamespace(
@@ -429,8 +436,14 @@ def announced(seeds="3", rows=2, uncertainty=("seeds", "examples"), **ahead):
     count = 5 if seeds == "auto" else int(seeds)
     jobs = [SimpleNamespace(spec=SimpleNamespace(seed=seed)) for seed in range(count) for _ in range(2)]
     prepared = SimpleNamespace(resolved=SimpleNamespace(config=config), labels=["dense", "mine"], rows=[None] * rows, jobs=jobs)
+    looks = (
+        interim_looks.EarlierLooks((before,), False, {"seeds": before, "states": {}})
+        if before
+        else interim_looks.EarlierLooks()
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(estimate, "outlook", lambda _: estimate.Outlook(**fields))
+        patch.setattr(compare, "find_earlier_looks", lambda _: looks)
         return announcement(prepared)
 
 
@@ -461,6 +474,9 @@ OTHER_CASES = [
          lambda: announced(seconds=60.0)),
     Case("2 arms x 5 to 20 seeds on digits; ", lambda: announced("auto"), announced),
     Case(", and 3 rows of the dense ladder or of other budgets; ", lambda: announced(rows=5), announced),
+    Case("2 arms x 3 seeds on digits; judged before with 2 seeds, whose verdicts will be withdrawn; 6 runs",
+         lambda: announced(before=2), lambda: announced(before=3)),
+    Case("2 arms x 1 seed on digits", lambda: announced(seeds="1"), announced),
     Case("2 arms x 3 seeds on digits; every run is there already", lambda: announced(runs=0), announced),
     Case(", 2 of them not counted in FLOPs, ", lambda: announced(uncounted=2), announced),
     Case("1.5GFLOPs, less than 2 min", lambda: announced(seconds=80.0), lambda: announced(seconds=100.0)),
@@ -619,7 +635,7 @@ def test_a_change_beyond_the_range_of_a_float_is_printed():
     from routelab.core.number_format import format_change_in_table
 
     losses_S = values(0.0, 300.0)
-    assert "[no bounds from so few seeds]" in of_mine(losses_S)
+    assert "[no finite bounds]" in of_mine(losses_S)
     assert "+inf]" in format_change_in_table(study({"mine": losses_S})["arms"]["mine"]["difference"])
 
 

@@ -88,9 +88,7 @@ def test_a_fixed_comparison_with_more_seeds_goes_on_sequentially_and_withdraws(r
     more = run(world, "seeds=6")
     assert more["sequential"] is True
     assert more["looks"] == [3, 6]
-    assert more["withdrawal"].startswith(
-        "This comparison was judged before with 3 seeds. It is now judged sequentially, with 6,"
-    )
+    assert more["withdrawal"].startswith("This comparison was judged with 3 and 6 seeds. It is therefore judged sequentially.")
     assert "(switch worse)" in more["withdrawal"]
     assert "p_holm" not in more["arms"]["switch"] or more["arms"]["switch"]["p_holm"] is None
     again = run(world, "seeds=6")

@@ -141,7 +141,7 @@ def test_a_withdrawn_verdict_is_printed_and_seeds_alone_have_one_column(world, c
     assert "claims of their own (paired t-tests over seeds, Holm-adjusted, level .05)" in printed
     compare_command.compare(resolve(world(runs, "seeds=5", *alone)))
     printed = capsys.readouterr().out
-    assert "the earlier verdicts are withdrawn" in " ".join(printed.split())
+    assert "The verdicts at 3 seeds are withdrawn" in " ".join(printed.split())
     assert "claims of their own (sequential paired t-tests over seeds, Bonferroni, level .05)" in printed
 
 
