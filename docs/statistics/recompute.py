@@ -69,6 +69,8 @@ def _row(run: pd.DataFrame, metric: str, domain: str | None) -> np.ndarray:
     run = run if domain is None else run[run.domain == domain]
     sums = run.drop(columns=["arm", "seed", "domain"]).groupby("unit").sum()
     compute, total = METRICS[metric], sums.sum()
+    if len(sums) < 2:
+        return np.array([compute(total)])
     without = compute({name: total[name] - sums[name].to_numpy() for name in sums})
     return compute(total) + (len(sums) - 1) * (without.mean() - without)
 
@@ -76,10 +78,13 @@ def _row(run: pd.DataFrame, metric: str, domain: str | None) -> np.ndarray:
 def two_way(table_SU: np.ndarray, level: float, uncertainty: list[str]) -> Bounds:
     """Return the t-interval of the mean of a table over seeds, units, or both."""
     n, m = table_SU.shape
+    varies = np.ptp(table_SU, axis=0).any()
+    if (m < 2 and (not varies or "examples" in uncertainty)) or (n < 2 and "seeds" in uncertainty):
+        return math.nan, float(table_SU.mean()), math.nan
     cells = pd.DataFrame(table_SU).melt(ignore_index=False, var_name="unit", value_name="d").rename_axis("seed").reset_index()
     mean = float(cells.d.mean())
     by_seed, by_unit = cells.groupby("seed").d.mean(), cells.groupby("unit").d.mean()
-    if not np.ptp(table_SU, axis=0).any() or uncertainty == ["examples"]:
+    if not varies or uncertainty == ["examples"]:
         return _t_interval(mean, by_unit.sem(), m - 1, level)
     if uncertainty == ["seeds"]:
         return _t_interval(mean, by_seed.sem(), n - 1, level)

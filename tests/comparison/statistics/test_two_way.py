@@ -177,3 +177,15 @@ def test_a_metric_without_influences_keeps_its_mean(covered):
     assert math.isnan(found.standard_error)
     assert math.isnan(found.interval().low)
     assert found.units == 3
+
+
+@pytest.mark.parametrize(("part", "low", "high"), [(0.95, 0.86, 0.91), (0.5, 0.90, 0.95), (0.02, 0.93, 0.97)])
+def test_coverage_of_two_seeds_is_what_the_verdict_says(part, low, high):
+    units, draws, random = 60, 4000, np.random.default_rng(8)
+    seed_sd, unit_sd, error_sd = math.sqrt(2 * part), math.sqrt(0.9 * (1 - part) * units), math.sqrt(0.2 * (1 - part) * units)
+    hits = 0
+    for _ in range(draws):
+        table = seed_sd * random.normal(size=(2, 1)) + unit_sd * random.normal(size=(1, units))
+        interval = estimate_two_way(table + error_sd * random.normal(size=(2, units))).interval()
+        hits += interval.low < 0 < interval.high
+    assert low < hits / draws < high
