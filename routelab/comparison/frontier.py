@@ -88,6 +88,7 @@ def frontier_of(
             size = effective_size(_mean_point(good[whole[0].label], shared)[1], sizes)
         arms[label] = {
             "own": own,
+            "covered": sorted({*own["covered"], *several.covered}, reverse=True),
             "at": [{"loss": loss, **interval.as_dict()} for loss, interval in several.at],
             "mean": None if several.mean is None else several.mean.as_dict(),
             "effective_size": None if size is None else {"params": size.cost, "bound": size.bound},
@@ -113,9 +114,9 @@ def _own(
     """Return the leverage at the arm's own loss, or the ratio that it exceeds or falls short of if the ladder does not reach it."""
     cost, loss = float(np.exp(np.log(arm.cost).mean())), float(arm.loss.mean())
     reach = cost_to(loss, list(points.values()))
-    at = leverage(dense, arm, uncertainty=uncertainty).at if reach.bound == "=" else []
-    interval = at[0][1] if at else Interval(reach.cost / cost, math.nan, math.nan, arm.loss.shape[1])
-    return {"loss": loss, "bound": reach.bound, **interval.as_dict()}
+    estimate = leverage(dense, arm, uncertainty=uncertainty) if reach.bound == "=" else Leverage([], None, arm.loss.shape[1])
+    interval = estimate.at[0][1] if estimate.at else Interval(reach.cost / cost, math.nan, math.nan, arm.loss.shape[1])
+    return {"loss": loss, "bound": reach.bound, **interval.as_dict(), "covered": list(estimate.covered)}
 
 
 def to_target(records: Sequence[Mapping[str, Any]], reference: str, label: str) -> dict[str, Any] | None:

@@ -15,16 +15,20 @@ class EarlierLooks:
 
     Attributes:
         seeds: Numbers of seeds at which it was judged, ascending.
-        latest: Seeds of the latest of them.
+        judged: Seeds of all of them together.
         sequential: Whether the latest of them was sequential.
         withdrawn: Verdicts of the analysis for a fixed number of seeds that a later analysis replaces: `seeds`, and `states`
             (label -> state); None if there is none.
+        arms: Labels of the arms that were judged against the reference.
+        cells: Addresses of the runs of the latest analysis.
     """
 
     seeds: tuple[int, ...] = ()
     sequential: bool = False
     withdrawn: Mapping[str, Any] | None = None
-    latest: frozenset[int] = frozenset()
+    judged: frozenset[int] = frozenset()
+    arms: frozenset[str] = frozenset()
+    cells: frozenset[str] = frozenset()
 
     def is_sequential(self, seeds: Collection[int]) -> bool:
         """Return whether an analysis must allow for earlier ones: it must unless all of them were of the same seeds.
@@ -34,7 +38,15 @@ class EarlierLooks:
         Args:
             seeds: Seeds of the analysis.
         """
-        return self.sequential or any(count != len(seeds) for count in self.seeds) or bool(self.latest - set(seeds))
+        return self.sequential or any(count != len(seeds) for count in self.seeds) or self.leaves_out(seeds)
+
+    def leaves_out(self, seeds: Collection[int]) -> bool:
+        """Return whether an analysis lacks a seed that was judged before, so that no test allows for the choice of its seeds.
+
+        Args:
+            seeds: Seeds of the analysis.
+        """
+        return bool(self.judged - set(seeds))
 
     def seed_counts(self, seeds: int) -> list[int]:
         """Return the numbers of seeds of all analyses, ascending.
@@ -67,15 +79,24 @@ def earlier_looks(
     if reference not in common or not common & (set(labels) - {reference}):
         return EarlierLooks()
     seeds = frozenset(_whole_numbers(summary.get("seeds"), 0) or _whole_numbers([seed for _, seed, _ in runs], 0))
+    judged = seeds | frozenset(_whole_numbers(summary.get("judged_seeds"), 0))
     looks = tuple(sorted({*_whole_numbers(summary.get("looks"), 1), len(seeds)} - {0}))
     withdrawn = summary.get("withdrawn")
     if not summary.get("sequential"):
-        arms = summary.get("arms")
-        entries = {label: arm for label, arm in arms.items() if isinstance(arm, dict)} if isinstance(arms, dict) else {}
+        stored = summary.get("arms")
+        entries = {label: arm for label, arm in stored.items() if isinstance(arm, dict)} if isinstance(stored, dict) else {}
         withdrawn = {"seeds": len(seeds), "states": {label: arm["state"] for label, arm in entries.items() if arm.get("state")}}
     elif not isinstance(withdrawn, dict) or not isinstance(withdrawn.get("states"), dict) or "seeds" not in withdrawn:
         withdrawn = None
-    return EarlierLooks(looks, bool(summary.get("sequential")), withdrawn, seeds)
+    named = [*_items(summary.get("family")), *(summary["arms"] if isinstance(summary.get("arms"), dict) else ())]
+    arms = frozenset(label for label in named if isinstance(label, str)) - {reference}
+    return EarlierLooks(looks, bool(summary.get("sequential")), withdrawn, judged, arms, frozenset(key for _, _, key in runs))
+
+
+def seeds_of(summary: Mapping[str, Any] | None) -> list[int]:
+    """Return the seeds that a summary was ever judged with, as far as it tells; [] without one."""
+    stored = summary or {}
+    return sorted({*_whole_numbers(stored.get("seeds"), 0), *_whole_numbers(stored.get("judged_seeds"), 0)})
 
 
 def _items(value: object) -> list[Any]:

@@ -33,7 +33,8 @@ class MetricTables:
         read: Reader of their unit tables; without it, no run has one.
     """
 
-    def __init__(self, records: Sequence[Record], read: UnitReader = lambda record: None) -> None:
+    def __init__(self, records: Sequence[Record], read: UnitReader = lambda record: None, is_selected: bool = False) -> None:
+        self._is_selected = is_selected
         self._records: dict[str, dict[int, Record]] = {}
         self._diverged: dict[str, set[int]] = {}
         self._tried: dict[str, set[int]] = {}
@@ -174,6 +175,7 @@ class MetricTables:
             not is_constant,
             tuple(seeds),
             self.count_diverged(arm, against),
+            self._is_selected,
         )
 
     def one_sample(self, arm: str, metric: str, domain: str | None = None) -> Contrast | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -43,6 +43,7 @@ def summarise(
     sequential: bool = False,
     first_look: int | None = None,
     tables: MetricTables | None = None,
+    earlier_arms: Collection[str] = (),
     frontier: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the summary of a comparison (summary.json). Differences are in log loss, paired by seed and test unit.
@@ -56,6 +57,7 @@ def summarise(
         sequential: Whether seeds were added while verdicts were open, so that intervals must hold at all interim analyses.
         first_look: Smallest number of seeds at which an analysis was made; None = `options.min_seeds`.
         tables: Tables by test unit; None = without test units.
+        earlier_arms: Labels of arms that were judged in earlier analyses of this comparison.
         frontier: Result of `routelab.comparison.frontier.frontier_of`.
     """
     options = options or StatisticsOptions()
@@ -68,7 +70,8 @@ def summarise(
             ours, theirs = entry[key], arms[reference][key] if reference else None
             entry[ratio] = ours / theirs if ours and theirs else None
     contrasts = contrasts_against(reference, labels, tables) if reference else {}
-    judge(arms, contrasts, options, sequential, first_look)
+    family = family_of(labels, reference, earlier_arms)
+    judge(arms, contrasts, options, sequential, first_look, len(family))
     readings = readings_of(arms, reference)
 
     describe_one_sample = partial(describe_contrast, options=options, sequential=False)
@@ -90,10 +93,21 @@ def summarise(
         "sentence": sentence + readings_sentence(arms, reference, readings),
         "caveat": caveat_of(arms, len(seeds), sequential, options.uncertainty, tables.unit, options.alpha),
         "split_note": explain_uncertainty(arms, reference, tables.unit),
-        "unit": tables.unit, "uncertainty": list(options.uncertainty),
+        "family": family, "unit": tables.unit, "uncertainty": list(options.uncertainty),
         "margin": options.margin, "level": options.alpha, "sequential": sequential,
         "first_look": (first_look or options.min_seeds) if sequential else None, "frontier": frontier,
     }  # fmt: skip
+
+
+def family_of(labels: Sequence[str], reference: str | None, earlier_arms: Collection[str] = ()) -> list[str]:
+    """Return the arms that the levels are divided among: those of the comparison and of its earlier analyses.
+
+    Args:
+        labels: Labels of the arms.
+        reference: Label of the reference.
+        earlier_arms: Labels of the arms of earlier analyses.
+    """
+    return sorted({*labels, *earlier_arms} - {reference})
 
 
 def _means(groups: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -129,7 +129,7 @@ def _opening(entry: Mapping[str, Any]) -> str:
     if entry["withheld"] == "diverged":
         return f"no verdict, as {_diverged(entry, entry['pair_diverged'])}; over {_seeds(seeds)} with results of both arms"
     if entry["withheld"] == "looks":
-        return f"no verdict, as results were seen at another number of seeds; over {_seeds(seeds)}"
+        return f"no verdict, as results were seen with other seeds; over {_seeds(seeds)}"
     outlying = entry["warnings"]["outlying_seeds"]
     if len(outlying) == 1:
         return f"no verdict, as one seed of {seeds} is an outlier (seed {outlying[0]})"
@@ -244,7 +244,9 @@ def _price_of_loss(entry: Mapping[str, Any]) -> str:
         return f"a loss that the cheapest dense model of the ladder undercuts (leverage below {own['mean']:.2g})"
     interval = f" [{own['low']:.2f}, {own['high']:.2f}]" if _finite(own["low"], own["high"]) else ""
     earlier = " (earlier runs' FLOPs included)" if entry.get("initial_flops") else ""
-    return f"which dense models reach with {own['mean']:.2f}x its training FLOPs{earlier}{interval}"
+    # A ladder of earlier runs may lack test units.
+    seeds_alone = " over seeds alone" if interval and own.get("covered") == ["seeds"] and "examples" in entry["covered"] else ""
+    return f"which dense models reach with {own['mean']:.2f}x its training FLOPs{earlier}{interval}{seeds_alone}"
 
 
 def _p_value(entry: Mapping[str, Any]) -> str:
@@ -384,8 +386,8 @@ def caveat_of(
         )
     elif sequential:
         texts.append(
-            f"Results were seen before the number of seeds ({seeds}) was final. Intervals hold at every interim analysis and are "
-            "widened for skewed differences; p-values would not hold."
+            f"Results were seen before the number of seeds ({seeds}) was final. Intervals of differences in test loss and metric "
+            "hold at every interim analysis and are widened for skewness; those of leverage, time and single arms do not."
         )
     else:
         texts += _power_text(arms, seeds, uncertainty, alpha)

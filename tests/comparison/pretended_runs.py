@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +30,7 @@ class World:
         diverged: Pairs of a label and a seed on which training diverges.
         with_units: Whether runs record test units.
         constant: Labels of arms whose results do not depend on the seed.
+        validation: Learning rate -> validation loss by seed; without an entry it is 1.
         trained: Pairs of a label and a seed that were trained, in order.
     """
 
@@ -41,6 +42,7 @@ class World:
     diverged: tuple[tuple[str, int], ...] = ()
     with_units: bool = True
     constant: tuple[str, ...] = ()
+    validation: Mapping[float, Sequence[float]] = field(default_factory=dict)
     trained: list[tuple[str, int]] = field(default_factory=list)
 
     def table(self, label: str, seed: int) -> UnitTable:
@@ -69,6 +71,7 @@ class World:
         """Stand in for `routelab.comparison.execute.run_jobs`."""
         for job in jobs:
             label, seed = job.spec.label, job.spec.seed
+            validation = self.validation.get(job.spec.optimizer.lr)
             self.trained.append((label, seed))
             record: dict[str, Any] = {
                 "arm": label, "seed": seed, "data": "digits", "metric": self.metric, "config": job.spec.plain(), "curve": [],
@@ -79,10 +82,11 @@ class World:
                 record |= {"status": "failed", "diverged": True, "error": "train/loss was nan at step 3", "test": {}}
             else:
                 table = self.table(label, seed)
+                loss = validation[seed] if validation else 1.0
                 size = (job.spec.arm.backbone.get("hidden") or 64) / 64
                 flops = 1e9 * size * job.spec.budget.steps / 40
                 record |= {
-                    "status": "ok", "test": metrics(table.sums, self.metric), "validation": {"loss": 1.0}, "flops_model": flops,
+                    "status": "ok", "test": metrics(table.sums, self.metric), "validation": {"loss": loss}, "flops_model": flops,
                     "flops_executed": flops, "by_domain": {
                         name: metrics({key: sums[table.domain == name] for key, sums in table.sums.items()}, self.metric)
                         for name in ("a", "b")

@@ -18,6 +18,7 @@ from routelab.comparison.compare import compare
 SCRIPT = Path(__file__).resolve().parents[2] / "docs" / "statistics" / "recompute.py"
 FIXED = {
     "arm's loss", "arm's metric", "domain's loss", "domain's difference", "difference", "metric's difference", "time", "pair's difference",
+    "pair's metric", "pair's time",
 }  # fmt: skip
 
 
@@ -54,7 +55,7 @@ def test_a_fixed_comparison(script, monkeypatch, tmp_path, metric, uncertainty):
     world = World(gain={"switch": 0.3, "top2": -0.1}, metric=metric)
     run(monkeypatch, tmp_path, world, "seeds=4", f"statistics.uncertainty={uncertainty}")
     worst = script["deviations"](tmp_path / "results/mine")
-    assert set(worst) == FIXED | ({"difference over seeds"} if "examples" in uncertainty else set())
+    assert set(worst) == FIXED | ({"difference over seeds", "pair over seeds"} if "examples" in uncertainty else set())
     assert max(worst.values()) < 1e-9
 
 

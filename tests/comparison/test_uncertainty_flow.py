@@ -158,9 +158,7 @@ def test_intervals_over_units_alone_do_not_claim_to_hold_at_every_analysis(run):
     )
     assert "sequential" not in made["sentence"]
     assert made["arms"]["switch"]["state"] == "withheld"
-    assert made["arms"]["switch"]["verdict"].startswith(
-        "no verdict, as results were seen at another number of seeds; over 4 seeds:"
-    )
+    assert made["arms"]["switch"]["verdict"].startswith("no verdict, as results were seen with other seeds; over 4 seeds:")
     assert "hold at every interim analysis" not in intervals_of(made)
     assert "hold at every interim analysis" in intervals_of(run(world, "seeds=4"))
 
@@ -209,3 +207,54 @@ def test_as_many_other_seeds_are_judged_sequentially(run):
         "This comparison was judged with other seeds. It is therefore judged sequentially. The verdicts at 3 seeds are withdrawn "
         "(switch worse)."
     )
+
+
+def test_other_seeds_after_a_look_get_no_verdict(run):
+    """Otherwise one could draw seeds until the result pleases."""
+    world = World(gain={"switch": 0.5}, unit_sd=0.05)
+    assert run(world, "seeds=[0,1,2]")["arms"]["switch"]["state"] == "worse"
+    fresh = run(world, "seeds=[3,4,5]")
+    assert fresh["sequential"] is True
+    assert fresh["judged_seeds"] == [0, 1, 2, 3, 4, 5]
+    assert fresh["arms"]["switch"]["state"] == "withheld"
+    assert fresh["arms"]["switch"]["verdict"].startswith("no verdict, as results were seen with other seeds; over 3 seeds:")
+    everything = run(world, "seeds=[0,1,2,3,4,5]")
+    assert everything["arms"]["switch"]["state"] == "worse"
+    assert run(world, "seeds=5")["arms"]["switch"]["state"] == "withheld", "seed 5 is left out"
+
+
+def test_seeds_auto_takes_up_all_seeds_that_were_judged(run):
+    world = World(gain={"switch": 0.5}, unit_sd=0.05)
+    run(world, "seeds=9")
+    outcome = run(world, "seeds=auto")
+    assert outcome["seeds"] == list(range(9))
+    assert len(world.trained) == 18
+    assert outcome["arms"]["switch"]["state"] == "worse"
+
+
+def test_arms_that_are_left_out_after_a_look_stay_in_the_family(run):
+    world = World(gain={"switch": 0.3}, unit_sd=0.3)
+    p_holm = run(world, "seeds=3", "arms=[dense,switch,top2,hash]")["arms"]["switch"]["p_holm"]
+    again = run(world, "seeds=3", "arms=[dense,switch]")
+    assert again["family"] == ["hash", "switch", "top2"]
+    assert again["arms"]["switch"]["p_holm"] == pytest.approx(3 * again["arms"]["switch"]["p_t"])
+    assert again["arms"]["switch"]["p_holm"] >= p_holm
+    alone = run(world, "seeds=3", "arms=[dense,switch]", "optimizer.lr=0.0007")
+    assert alone["arms"]["switch"]["p_holm"] == alone["arms"]["switch"]["p_t"]
+
+
+def test_an_arm_that_failed_on_every_seed_counts_in_the_family(run):
+    world = World(gain={"switch": 0.3}, diverged=tuple(("top2", seed) for seed in range(3)))
+    outcome = run(world, "seeds=3", "arms=[dense,switch,top2]")
+    assert outcome["arms"]["switch"]["p_holm"] == pytest.approx(min(1.0, 2 * outcome["arms"]["switch"]["p_t"]))
+
+
+def test_learning_rates_are_chosen_at_the_first_analysis(run):
+    """A rate that is best on the first seeds stays, whatever later seeds say: another rate would be another arm."""
+    world = World(seed_sd=0.1, validation={0.001: [1.0, 1.0, 9.0, 9.0], 0.002: [2.0, 2.0, 2.0, 2.0]})
+    first = run(world, "seeds=2", "optimizer.lr=[0.001,0.002]")
+    assert first["tuned"]["switch"]["rate"] == 0.001
+    more = run(world, "seeds=4", "optimizer.lr=[0.001,0.002]")
+    assert more["tuned"]["switch"]["rate"] == 0.001
+    fresh = run(world, "seeds=[2,3]", "optimizer.lr=[0.001,0.002]", "budget.steps=41")
+    assert fresh["tuned"]["switch"]["rate"] == 0.002

@@ -2,6 +2,7 @@
 
 import csv
 import math
+import re
 import runpy
 from pathlib import Path
 
@@ -68,10 +69,17 @@ def test_rates_that_the_text_gives():
     }
     one, eight = normal["sequential", "1"], normal["sequential", "8"]
     fractions = [one[f"power_{effect}sd_with_both"] / one[f"power_t_{effect}sd"] for effect in (1, 2)]
-    fractions += [eight[f"power_{effect}sd_with_both"] / eight[f"power_{effect}sd"] for effect in (1, 2)]
+    fractions += [eight[f"power_{effect}sd_with_both"] / eight[f"power_t_{effect}sd"] for effect in (1, 2)]
+    fractions += [eight[f"power_{effect}sd"] / eight[f"power_t_{effect}sd"] for effect in (1, 2)]
+    skewed = next(
+        row
+        for row in stored
+        if (row["law"], row["reference"], row["mode"], row["arms"]) == ("exponential", "steady", "sequential", "8")
+    )
     percentages = [f"{100 * fraction:.0f}%" for fraction in fractions]
+    percentages.append(f"{100 * float(skewed['false_claims_with_both']):.1f}%")
     sentence = PAGE[PAGE.index("**seeds=auto** also widens") :].split("\n- ")[0]
-    assert [text for text in sentence.replace(",", " ").replace(".", " ").split() if text.endswith("%")] == percentages
+    assert re.findall(r"[\d.]+%", sentence) == percentages
     fixed = normal["fixed 5", "1"]
     assert fixed["power_1sd_with_withholding"] / fixed["power_t_1sd"] == pytest.approx(0.95, abs=0.01)
 
@@ -104,3 +112,12 @@ def test_the_jackknife_covers_more_than_the_delta_method():
     # Three simulation errors of a rate of .91 are .05.
     assert coverage["jackknife"] > 0.86
     assert coverage["delta method"] < coverage["jackknife"] - 0.05
+
+
+def test_power_of_sequential_analyses_with_units():
+    with (DOCS / "statistics/sequential_errors.csv").open(encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if float(row["unit_se"]) == 0.5 and row["arms"] == "1"]
+    (row,) = rows
+    given = [f"{100 * float(row[name]):.0f}%" for name in ("power_1sd", "power_2sd", "power_two_way_1sd", "power_two_way_2sd")]
+    sentence = PAGE[PAGE.index("The price is power.") :].split("\n\n")[0]
+    assert re.findall(r"[\d.]+%", sentence) == given

@@ -28,6 +28,7 @@ class Contrast:
         depends_on_seed: Whether the results of at least one of the two arms vary with the seed.
         seeds: Seeds, (S,).
         diverged: Number of seeds on which the training of at least one of the two arms diverged; they are not among `seeds`.
+        is_selected: Whether seeds that were judged before are left out.
     """
 
     values_S: Floats
@@ -35,6 +36,7 @@ class Contrast:
     depends_on_seed: bool = True
     seeds: tuple[int, ...] = ()
     diverged: int = 0
+    is_selected: bool = False
 
     def select_sources(self, uncertainty: Collection[str]) -> tuple[str, ...]:
         """Return the sources of uncertainty that an estimate covers: the requested ones, as far as the data have them.
@@ -76,4 +78,4 @@ class Contrast:
             seeds: Number of seeds.
         """
         table_SU = None if self.table_SU is None else self.table_SU[:seeds]
-        return Contrast(self.values_S[:seeds], table_SU, self.depends_on_seed, self.seeds[:seeds], self.diverged)
+        return replace(self, values_S=self.values_S[:seeds], table_SU=table_SU, seeds=self.seeds[:seeds])

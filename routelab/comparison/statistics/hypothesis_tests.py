@@ -29,7 +29,7 @@ class Result:
         covered: Sources of uncertainty that estimate and interval cover.
         state: Verdict: better, worse, equivalent, open (undecided) or withheld; None if there is no interval.
         withheld: Reason for which the verdict is withheld; None if it is not. "outlying": a claim rests on an outlying seed;
-            "diverged": a run diverged; "looks": an interval over units alone was seen at another number of seeds.
+            "diverged": a run diverged; "looks": results were seen with other seeds, which the test does not allow for.
         outlying: Seeds that lie beyond the threshold of `outlying_seeds`.
         p: Two-sided p-value; None with interim analyses.
         p_holm: The same after Holm's adjustment over the arms.
@@ -87,6 +87,7 @@ def judge(
     options: StatisticsOptions,
     sequential: bool,
     first_look: int | None = None,
+    family: int = 0,
 ) -> None:
     """Fill in the verdict of every arm and the numbers that it rests on.
 
@@ -96,11 +97,12 @@ def judge(
         options: Levels, margin and sources of uncertainty.
         sequential: Whether seeds were added while verdicts were open, so that intervals must hold at all interim analyses.
         first_look: Smallest number of seeds at which an analysis was made, with sequential; None = `options.min_seeds`.
+        family: Number of arms in the family of claims, if it is larger than the number of contrasts.
     """
-    results = evaluate_contrasts(contrasts, options, sequential, first_look)
+    results = evaluate_contrasts(contrasts, options, sequential, first_look, family)
     over_seeds: dict[str, Result] = {}
     if not sequential and "examples" in options.uncertainty:
-        over_seeds = evaluate_contrasts(contrasts, replace(options, uncertainty=["seeds"]), sequential=False)
+        over_seeds = evaluate_contrasts(contrasts, replace(options, uncertainty=["seeds"]), sequential=False, family=family)
     for label, entry in arms.items():
         entry.update(dict.fromkeys(("difference", "state", "p_sign_flip", "bca", "detectable", "withheld", "supported_margin")))
         entry.update({"covered": [], "warnings": {}, "limited": False, "sequential": None, "over_seeds": None})
@@ -135,7 +137,11 @@ def judge(
 
 
 def evaluate_contrasts(
-    contrasts: Mapping[str, Contrast], options: StatisticsOptions, sequential: bool, first_look: int | None = None
+    contrasts: Mapping[str, Contrast],
+    options: StatisticsOptions,
+    sequential: bool,
+    first_look: int | None = None,
+    family: int = 0,
 ) -> dict[str, Result]:
     """Test the differences of a family of arms.
 
@@ -144,11 +150,13 @@ def evaluate_contrasts(
         options: Levels, margin and sources of uncertainty.
         sequential: Whether the results must hold at all interim analyses.
         first_look: Smallest number of seeds at which an analysis was made; None = `options.min_seeds`.
+        family: Number of arms in the family, if it is larger than the number of contrasts: arms without a result, and those that
+            were left out after an earlier analysis, count.
 
     Returns:
         Label -> result. A verdict is withheld if a run diverged, or if a claim rests on differences with an outlying seed.
     """
-    results = _test(contrasts, options, sequential, first_look)
+    results = _test(contrasts, options, sequential, first_look, family)
     return {label: _withhold(contrasts[label], result) for label, result in results.items()}
 
 
@@ -169,17 +177,21 @@ def describe_contrast(
 
 
 def _test(
-    contrasts: Mapping[str, Contrast], options: StatisticsOptions, sequential: bool, first_look: int | None
+    contrasts: Mapping[str, Contrast], options: StatisticsOptions, sequential: bool, first_look: int | None, family: int = 0
 ) -> dict[str, Result]:
-    return _test_at_interim(contrasts, options, first_look) if sequential else _test_once(contrasts, options)
+    size = max(len(contrasts), family)
+    return _test_at_interim(contrasts, options, first_look, size) if sequential else _test_once(contrasts, options, size)
 
 
-def _test_once(contrasts: Mapping[str, Contrast], options: StatisticsOptions) -> dict[str, Result]:
+def _test_once(contrasts: Mapping[str, Contrast], options: StatisticsOptions, size: int) -> dict[str, Result]:
     estimates = {label: contrast.estimate(options.uncertainty) for label, contrast in contrasts.items()}
+    # The p-value of an arm without a result counts as 1.
+    absent = [1.0] * (size - len(contrasts))
     p_values = [estimate.p_value() for estimate in estimates.values()]
-    equivalent = holm([estimate.p_equivalent(options.margin) for estimate in estimates.values()])
+    adjusted = holm([*p_values, *absent])[: len(contrasts)]
+    equivalent = holm([*(estimate.p_equivalent(options.margin) for estimate in estimates.values()), *absent])[: len(contrasts)]
     results = {}
-    for (label, estimate), p, p_holm, p_equivalent in zip(estimates.items(), p_values, holm(p_values), equivalent, strict=True):
+    for (label, estimate), p, p_holm, p_equivalent in zip(estimates.items(), p_values, adjusted, equivalent, strict=True):
         state: State | None = None
         if p_holm < options.alpha:
             state = "better" if estimate.mean < 0 else "worse"
@@ -193,15 +205,16 @@ def _test_once(contrasts: Mapping[str, Contrast], options: StatisticsOptions) ->
             p=p,
             p_holm=p_holm,
             p_equivalent=p_equivalent,
-            supported_margin=estimate.supported_margin(options.alpha / len(contrasts)),
+            supported_margin=estimate.supported_margin(options.alpha / size),
         )
     return results
 
 
 def _test_at_interim(
-    contrasts: Mapping[str, Contrast], options: StatisticsOptions, first_look: int | None
+    contrasts: Mapping[str, Contrast], options: StatisticsOptions, first_look: int | None, size: int
 ) -> dict[str, Result]:
-    interim = analyse_interim(contrasts, options.margin, options.alpha, options.uncertainty, first_look or options.min_seeds)
+    looks = first_look or options.min_seeds
+    interim = analyse_interim(contrasts, options.margin, options.alpha, options.uncertainty, looks, size)
     results = {}
     for label, contrast in contrasts.items():
         estimate, analysis = contrast.estimate(options.uncertainty), interim[label]
@@ -231,6 +244,8 @@ def _withhold(contrast: Contrast, result: Result) -> Result:
         outlying = [contrast.seeds[position] for position in outlying_seeds(contrast.values_S.tolist())]
     if contrast.diverged and result.state is not None:
         return replace(result, state="withheld", withheld="diverged", outlying=outlying)
+    if contrast.is_selected and result.state is not None:
+        return replace(result, state="withheld", withheld="looks", outlying=outlying)
     if outlying and result.state in ("better", "worse", "equivalent"):
         return replace(result, state="withheld", withheld="outlying", outlying=outlying)
     return replace(result, outlying=outlying)

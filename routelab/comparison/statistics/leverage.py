@@ -40,12 +40,14 @@ class Leverage:
     """Efficiency leverage of an arm over a dense frontier.
 
     at: loss -> EL with its interval, for losses that both reach. mean: exp of the mean log EL over the common range of
-    losses, None where there is no range (an arm with one budget has one target, its own loss). n: seeds.
+    losses, None where there is no range (an arm with one budget has one target, its own loss). n: seeds. covered: sources of
+    uncertainty that the intervals cover.
     """
 
     at: list[tuple[float, Interval]]
     mean: Interval | None
     n: int
+    covered: tuple[str, ...] = ()
 
 
 def best_so_far(points: Sequence[Point]) -> list[Point]:
@@ -163,17 +165,17 @@ def leverage(
         return np.append(log_leverage(dense_points, arm_points, shown), middle)
 
     estimate = statistic(everything, dense.loss, arm.loss)
-    components: list[tuple[Floats, int]] = []
+    components: dict[str, tuple[Floats, int]] = {}
     has_units = dense.loss_without is not None and arm.loss_without is not None
     if "seeds" in uncertainty or not has_units:
         without = [statistic(np.arange(n) != seed, dense.loss, arm.loss) for seed in range(n)] if n > 1 else []
-        components.append((_jackknife_variance(without, estimate), n - 1))
+        components["seeds"] = _jackknife_variance(without, estimate), n - 1
     if "examples" in uncertainty and dense.loss_without is not None and arm.loss_without is not None:
         without = [statistic(everything, *losses) for losses in zip(dense.loss_without, arm.loss_without, strict=True)]
-        components.append((_jackknife_variance(without, estimate), len(without) - 1))
-    intervals = _intervals(estimate, components, n, confidence)
+        components["examples"] = _jackknife_variance(without, estimate), len(without) - 1
+    intervals = _intervals(estimate, list(components.values()), n, confidence)
     at = list(zip(shown, intervals[: len(shown)], strict=True))
-    return Leverage(at, intervals[-1] if wide else None, n)
+    return Leverage(at, intervals[-1] if wide else None, n, tuple(components))
 
 
 def effective_size(loss: float, ladder: Sequence[Point]) -> Reach:

@@ -125,6 +125,7 @@ def analyse_interim(
     alpha: float = 0.05,
     uncertainty: Sequence[str] = ("seeds", "examples"),
     first_look: int = 5,
+    family: int = 0,
 ) -> dict[str, InterimResult]:
     """Test the differences in log loss of every arm at an interim analysis (negative = better).
 
@@ -143,6 +144,7 @@ def analyse_interim(
         alpha: Level of all arms together.
         uncertainty: Sources of uncertainty that intervals are to cover.
         first_look: Smallest number of seeds at which an analysis was made.
+        family: Number of arms that the level is divided among, if it is larger than the number of contrasts.
 
     Returns:
         Label of an arm -> its state.
@@ -152,7 +154,7 @@ def analyse_interim(
     """
     if not margin > 0:
         raise ValueError(f"margin is {margin}; it must be above 0")
-    level = alpha / max(1, len(contrasts))
+    level = alpha / max(1, len(contrasts), family)
     return {arm: _analyse_contrast(contrast, margin, level, uncertainty, first_look) for arm, contrast in contrasts.items()}
 
 

@@ -89,9 +89,9 @@ def leverage_by_target(summary: Mapping[str, Any], records: Sequence[Record]) ->
     axes.invert_xaxis()
     axes.set_xlabel("target: test loss (right is better)")
     axes.set_ylabel("efficiency leverage")
-    chosen = (summary.get("uncertainty") or ["seeds"]) if summary.get("unit") else ["seeds"]
     names = {"seeds": "seeds", "examples": f"groups of test {pluralise(unit_of(summary))}"}
-    samples = " and ".join(name for source, name in names.items() if source in chosen)
+    covered = [set(arm["leverage"].get("covered") or ["seeds"]) for arm in summary["arms"].values() if arm.get("leverage")]
+    samples = " and ".join(name for source, name in names.items() if all(source in sources for sources in covered))
     drawing.legend(figure, handles, [marked(label, summary["arms"][label].get("marks")) for label in arms], columns)
     return Drawn(
         "leverage", "Efficiency leverage", "FLOPs that the dense frontier needs for a loss, over those of each arm",
