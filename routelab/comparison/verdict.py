@@ -387,7 +387,7 @@ def caveat_of(
     elif sequential:
         texts.append(
             f"Results were seen before the number of seeds ({seeds}) was final. Intervals of differences in test loss and metric "
-            "hold at every interim analysis and are widened for skewness; those of leverage, time and single arms do not."
+            "hold at every interim analysis and are widened for skewness. Those of leverage, time and single arms do not."
         )
     else:
         texts += _power_text(arms, seeds, uncertainty, alpha)

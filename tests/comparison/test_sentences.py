@@ -334,7 +334,7 @@ CASES = [
          lambda: caveat({"mine": BETTER[:2]}, options=options(*UNITS))),
     Case(" [no finite bounds] against dense", lambda: of_mine(values(0.0, 300.0)), lambda: of_mine(values(0.0, 0.3))),
     Case("Results were seen before the number of seeds (5) was final. Intervals of differences in test loss and metric "
-         "hold at every interim analysis and are widened for skewness; those of leverage, time and single arms do not.",
+         "hold at every interim analysis and are widened for skewness. Those of leverage, time and single arms do not.",
          lambda: caveat(TWO, sequential=True), lambda: caveat(TWO)),
     Case("Results were seen before the number of seeds (5) was final: these intervals do not allow for that.",
          lambda: caveat(TWO, sequential=True, options=options(*UNITS)), lambda: caveat(TWO, sequential=True)),

@@ -128,7 +128,7 @@ def test_with_looks_after_every_seed_nothing_is_said_that_holds_at_one_look_alon
     assert made["arms"]["far"]["state"] == "better"
     assert "sign-flip" not in made["caveat"]
     assert (
-        "hold at every interim analysis and are widened for skewness; those of leverage, time and single arms do not."
+        "hold at every interim analysis and are widened for skewness. Those of leverage, time and single arms do not."
         in made["caveat"]
     )
     two = summary({"dense": base[:2], "good": [0.9, 0.91]}, sequential=True)["arms"]["good"]

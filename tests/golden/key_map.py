@@ -224,7 +224,8 @@ KEY_MAP = KeyMap(
             rf"{_ENTRY}\.(warnings|notes)(\..+)?",
             rf"{_ENTRY}\.(bca|p_sign_flip|detectable|state|difference|p_t|p_holm|p_equivalent)(\..+)?",
             r"arms\..+\.to_target\.(seeds|reached|flops|seconds)(\..+)?",
-            r"(unit|uncertainty|split_note|looks|withdrawn|withdrawal|first_look)(\..+)?",
+            r"(unit|uncertainty|split_note|looks|withdrawn|withdrawal|first_look|family|judged_seeds)(\..+)?",
+            r"(arms\..+\.leverage|frontier\.arms\..+)\.(own\.)?covered(\..+)?",
         ),
     ),
 )
