@@ -26,6 +26,8 @@ from routelab.comparison.summary import summarise
 from routelab.config.schema import StatisticsOptions
 from routelab.core.number_format import format_change_size
 from routelab.data.unit_table import UnitTable
+from routelab.report import interval_labels
+from routelab.report.interval_labels import intervals_of
 
 SEEDS, UNITS = ["seeds"], ["examples"]
 
@@ -501,6 +503,29 @@ def test_a_clause_is_printed_on_one_side_of_its_condition_only(case):
     assert case.clause not in case.absent()
 
 
+def labelled(uncertainty=("seeds", "examples"), sequential=False, arms=None):
+    """Return what the report says of the intervals of a study."""
+    return intervals_of(study(arms or {"mine": UNDECIDED}, options=options(*uncertainty), sequential=sequential))
+
+
+LABEL_CASES = [
+    Case("95% two-way intervals over training seeds and test examples, not adjusted for how many are judged; Holm's p, which decides, is",
+         labelled, lambda: labelled(SEEDS)),
+    Case("95% t-intervals over training seeds on this test split, not adjusted", lambda: labelled(SEEDS), labelled),
+    Case("95% t-intervals over test examples for these trained models, not adjusted", lambda: labelled(UNITS), labelled),
+    Case("intervals over training seeds and test examples that hold at every interim analysis, their level of 0.05 divided among those "
+         "that are judged", lambda: labelled(sequential=True), lambda: labelled(UNITS, sequential=True)),
+    Case(" (other: over test examples for these trained models)",
+         lambda: labelled(arms={"mine": UNDECIDED, "other": CONSTANT}), lambda: labelled(arms={"mine": UNDECIDED, "other": ALIKE})),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", LABEL_CASES, ids=lambda case: case.clause[:60])
+def test_a_label_is_printed_on_one_side_of_its_condition_only(case):
+    assert case.clause in case.present()
+    assert case.clause not in case.absent()
+
+
 def literals(path):
     """Return the pieces, of at least three words, of the string literals of a module that are not docstrings."""
     tree = ast.parse(Path(path).read_text())
@@ -515,10 +540,12 @@ def literals(path):
 
 
 @pytest.mark.parametrize(
-    ("module", "cases"), [(verdict, CASES), (budget_accounting, OTHER_CASES), (interim_looks, OTHER_CASES)]
+    ("module", "cases"),
+    [(verdict, CASES), (budget_accounting, OTHER_CASES), (interim_looks, OTHER_CASES), (interval_labels, LABEL_CASES)],
 )
 def test_each_literal_is_part_of_a_tested_clause(module, cases):
-    pieces = literals(module.__file__)
+    # That of an earlier version's summary is tested in tests/report/test_uncertainty_columns.py.
+    pieces = literals(module.__file__) - {interval_labels.SEEDS_ALONE}
     assert pieces
     assert not {piece for piece in pieces if not any(piece.strip() in case.clause for case in cases)}
 
