@@ -30,8 +30,6 @@ Axes: R comparisons (draws), A arms, N seeds.
 
 from __future__ import annotations
 
-import argparse
-import csv
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -41,6 +39,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
+from simulation_files import markdown_table, run_script
 
 from routelab.comparison.statistics.outlying_seeds import outlying_threshold
 from routelab.comparison.statistics.sequential import settling_square
@@ -279,58 +278,55 @@ def simulate(
                     }
 
 
-def _rate(value: float | str) -> str:
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+def render(rows: Sequence[dict[str, str]]) -> str:
+    """Return the Markdown tables, from the rows of the CSV file: wrong verdicts by law, and power under the normal law."""
 
+    def rates(row: dict[str, str], *names: str) -> str:
+        return " / ".join(f"{float(row[name]):.3f}" for name in names)
 
-def render(rows: Sequence[dict[str, Any]]) -> str:
-    """Return the Markdown tables: wrong verdicts by law, and power under the normal law."""
-    lines = [
-        "Rates: by the rule / with withholding / with withholding and Hall's statistic.",
-        "",
-        "| law | reference | arms | mode | false claims | false equivalence | flagged | withheld |",
-        "|---|---|---|---|---|---|---|---|",
+    errors = [
+        [
+            *(row[name] for name in ("law", "reference", "arms", "mode")),
+            *(rates(row, *(name + suffix for suffix in RULES)) for name in ("false_claims", "false_equivalence")),
+            rates(row, "flagged"),
+            rates(row, "withheld"),
+        ]
+        for row in rows
     ]
-    for row in rows:
-        cells = [row["law"], row["reference"], str(row["arms"]), row["mode"]]
-        cells += [" / ".join(_rate(row[name + suffix]) for suffix in RULES) for name in ("false_claims", "false_equivalence")]
-        lines.append("| " + " | ".join([*cells, _rate(row["flagged"]), _rate(row["withheld"])]) + " |")
-    lines += [
-        "",
-        "Power under the normal law: by the t-test on all seeds / the rule / with withholding / with both.",
-        "",
-        "| reference | arms | mode | 1 sd | 2 sd |",
-        "|---|---|---|---|---|",
+    power = [
+        [
+            *(row[name] for name in ("reference", "arms", "mode")),
+            *(rates(row, f"power_t_{sd}sd", *(f"power_{sd}sd{suffix}" for suffix in RULES)) for sd in (1, 2)),
+        ]
+        for row in rows
+        if row["law"] == "normal"
     ]
-    for row in rows:
-        if row["law"] == "normal":
-            cells = []
-            for effect in (1, 2):
-                names = [f"power_t_{effect}sd", *(f"power_{effect}sd{suffix}" for suffix in RULES)]
-                cells.append(" / ".join(_rate(row[name]) for name in names))
-            lines.append("| " + " | ".join([row["reference"], str(row["arms"]), row["mode"], *cells]) + " |")
-    return "\n".join(lines)
-
-
-def write(rows: Sequence[dict[str, Any]], output: Path) -> None:
-    """Write the rows as CSV, rates with four decimals and the standard error with five."""
-    with output.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        for row in rows:
-            digits = {name: 5 if name == "standard_error" else 4 for name in row}
-            writer.writerow({name: f"{v:.{digits[name]}f}" if isinstance(v, float) else v for name, v in row.items()})
+    heading = ["law", "reference", "arms", "mode", "false claims", "false equivalence", "flagged", "withheld"]
+    return "\n".join(
+        [
+            "Rates: by the rule / with withholding / with withholding and Hall's statistic.",
+            "",
+            *markdown_table(heading, errors),
+            "",
+            "Power under the normal law: by the t-test on all seeds / the rule / with withholding / with both.",
+            "",
+            *markdown_table(["reference", "arms", "mode", "1 sd", "2 sd"], power),
+        ]
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Simulate the table, write it and print it."""
-    parser = argparse.ArgumentParser(description="Simulate wrong verdicts and power under five laws.")
-    parser.add_argument("--draws", type=int, default=20_000, help="comparisons for each row")
-    parser.add_argument("--output", type=Path, default=OUTPUT)
-    options = parser.parse_args(arguments)
-    rows = list(simulate(options.draws))
-    write(rows, options.output)
-    print(render(rows))
+    run_script(
+        "Simulate wrong verdicts and power under five laws.",
+        simulate,
+        render,
+        OUTPUT,
+        20_000,
+        "comparisons for each row",
+        {"standard_error": 5},
+        arguments,
+    )
 
 
 if __name__ == "__main__":

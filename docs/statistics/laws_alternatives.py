@@ -24,22 +24,21 @@ Axes: R draws, N seeds, S nodes of an integral over the scale.
 from __future__ import annotations
 
 import argparse
-import csv
 import math
-import runpy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from laws import LAWS
 from numpy.typing import NDArray
 from scipy import stats
+from simulation_files import markdown_table, write_rows
 
 from routelab.comparison.statistics.outlying_seeds import outlying_threshold
 
 Array = NDArray[Any]
 
-_LAWS = runpy.run_path(str(Path(__file__).with_name("laws.py")))["LAWS"]
 
 OUTPUT = Path(__file__).with_name("laws_alternatives.csv")
 SEEDS = (3, 5, 6, 8, 10, 20)
@@ -85,7 +84,7 @@ def apply_rules(statistics: dict[str, Array], n: int, level: float, mad_threshol
 def compare_rules(draws: int, n: int) -> list[dict[str, Any]]:
     """Return the rows of `n` seeds."""
     rng = np.random.default_rng(n)
-    samples = {law: draw(rng, (draws, n)) for law, draw in _LAWS.items()}
+    samples = {law: draw(rng, (draws, n)) for law, draw in LAWS.items()}
     statistics = {law: compute_statistics(values) for law, values in samples.items()}
     effects = {effect: compute_statistics(samples["normal"] + effect) for effect in (1, 2)}
     mad_threshold = float(np.quantile(statistics["normal"]["MAD"], 1 - OUTLYING_RATE))
@@ -95,7 +94,7 @@ def compare_rules(draws: int, n: int) -> list[dict[str, Any]]:
         powers = {effect: apply_rules(values, n, LEVEL / arms, mad_threshold) for effect, values in effects.items()}
         for rule in judged["normal"]:
             # With a steady reference the arms are independent.
-            errors = {law: 1 - (1 - float(judged[law][rule].mean())) ** arms for law in _LAWS}
+            errors = {law: 1 - (1 - float(judged[law][rule].mean())) ** arms for law in LAWS}
             ratios = {f"power_{effect}sd": float(powers[effect][rule].mean() / powers[effect]["t"].mean()) for effect in powers}
             rows.append({"n": n, "arms": arms, "rule": rule, **errors, **ratios})
     return rows
@@ -124,7 +123,7 @@ def find_best_test(draws: int, n: int, arms: int) -> dict[str, Any]:
     """Return the row of the test with the smallest error on the exponential, by a grid over the Lagrange multipliers."""
     rng = np.random.default_rng(100 + n)
     level = LEVEL / arms
-    samples = {law: draw(rng, (draws, n)) for law, draw in _LAWS.items()}
+    samples = {law: draw(rng, (draws, n)) for law, draw in LAWS.items()}
     samples |= {f"power_{effect}sd": samples["normal"] + effect for effect in (1, 2)}
     critical = stats.t.ppf(1 - level / 2, n - 1)
     targets = {name: float((np.abs(compute_statistics(samples[name])["t"]) > critical).mean()) for name in samples}
@@ -146,7 +145,7 @@ def find_best_test(draws: int, n: int, arms: int) -> dict[str, Any]:
             allowed = level + 2 * math.sqrt(level * (1 - level) / draws)
             if rates["normal"] <= allowed and rates["exponential"] < best.get("exponential", 1.0):
                 best = rates
-    errors = {law: 1 - (1 - best[law]) ** arms for law in _LAWS}
+    errors = {law: 1 - (1 - best[law]) ** arms for law in LAWS}
     ratios_of_power = {name: best[name] / targets[name] for name in ("power_1sd", "power_2sd")}
     return {"n": n, "arms": arms, "rule": "best for exponential", **errors, **ratios_of_power}
 
@@ -159,13 +158,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     rows = [row for n in SEEDS for row in compare_rules(options.draws, n)]
     rows += [find_best_test(options.draws // 2, 5, arms) for arms in (1, 8)]
-    with options.output.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({name: f"{v:.4f}" if isinstance(v, float) else v for name, v in row.items()} for row in rows)
-    print("| " + " | ".join(rows[0]) + " |\n" + "|---" * len(rows[0]) + "|")
-    for row in rows:
-        print("| " + " | ".join(f"{value:.3f}" if isinstance(value, float) else str(value) for value in row.values()) + " |")
+    write_rows(rows, options.output, {})
+    cells = [[f"{value:.3f}" if isinstance(value, float) else str(value) for value in row.values()] for row in rows]
+    print("\n".join(markdown_table(list(rows[0]), cells)))
 
 
 if __name__ == "__main__":

@@ -33,8 +33,6 @@ Axes: R comparisons (draws), A arms, N seeds so far, S seeds, U test units.
 
 from __future__ import annotations
 
-import argparse
-import csv
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -44,6 +42,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy import special
+from simulation_files import markdown_table, run_script
 
 from routelab.comparison.statistics.sequential import settling_square
 
@@ -266,10 +265,6 @@ def simulate(draws: int, unit_errors: Sequence[float] = UNIT_SE, arms: Sequence[
             yield {"unit_se": unit_se, "arms": count, "units": UNITS, "draws": draws} | summarize(analyses, unit_se)
 
 
-def _table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
-    return ["| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *lines)]
-
-
 def render(rows: Sequence[dict[str, str]]) -> str:
     """Return the Markdown tables, from the rows of the CSV file."""
 
@@ -290,7 +285,7 @@ def render(rows: Sequence[dict[str, str]]) -> str:
             "",
             "False claims about the population (level .05 for all arms and analyses together), and how arms without a difference end:",
             "",
-            *_table(
+            *markdown_table(
                 [
                     "unit SE",
                     "arms",
@@ -312,7 +307,7 @@ def render(rows: Sequence[dict[str, str]]) -> str:
             "Power of the rule / one two-way test of 20 seeds / infinitely many seeds with a known standard error over units; arms limited",
             "by the test set:",
             "",
-            *_table(
+            *markdown_table(
                 ["unit SE", "arms", "power at 1 sd", "at 2 sd", "limited at 1 sd", "at 2 sd"],
                 [
                     [
@@ -330,36 +325,18 @@ def render(rows: Sequence[dict[str, str]]) -> str:
     )
 
 
-def write(rows: Sequence[dict[str, Any]], output: Path) -> None:
-    """Write the rows as CSV, numbers with four decimals and the simulation error with five."""
-    with output.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        for row in rows:
-            digits = {name: 1 if name == "unit_se" else 5 if name == "simulation_error" else 4 for name in row}
-            writer.writerow({name: f"{v:.{digits[name]}f}" if isinstance(v, float) else v for name, v in row.items()})
-
-
-def read(path: Path) -> list[dict[str, str]]:
-    """Return the rows of the CSV file as text."""
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Simulate the table, write it and print it."""
-    parser = argparse.ArgumentParser(description="Simulate errors and power of sequential analyses.")
-    parser.add_argument("--draws", type=int, default=20_000, help="comparisons for each row")
-    parser.add_argument("--output", type=Path, default=OUTPUT)
-    parser.add_argument("--markdown", type=Path, help="file to write the tables to")
-    parser.add_argument("--tables", action="store_true", help="render the existing CSV file without a simulation")
-    options = parser.parse_args(arguments)
-    if not options.tables:
-        write(list(simulate(options.draws)), options.output)
-    text = render(read(options.output))
-    if options.markdown:
-        options.markdown.write_text(text + "\n", encoding="utf-8")
-    print(text)
+    run_script(
+        "Simulate errors and power of sequential analyses.",
+        simulate,
+        render,
+        OUTPUT,
+        20_000,
+        "comparisons for each row",
+        {"unit_se": 1, "simulation_error": 5},
+        arguments,
+    )
 
 
 if __name__ == "__main__":

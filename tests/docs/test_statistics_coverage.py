@@ -1,12 +1,16 @@
 """docs/statistics/interval_coverage.csv and sequential_errors.csv: their rules are the package's, and the promises hold."""
 
 import math
-import runpy
 from pathlib import Path
 
+import effect_laws
+import interval_coverage
+import interval_coverage_tables
 import numpy as np
 import pytest
+import sequential_errors
 from scipy import stats
+from simulation_files import read_rows
 
 from routelab.comparison.statistics.contrast import Contrast
 from routelab.comparison.statistics.sequential import analyse_interim
@@ -20,22 +24,22 @@ FRACTIONS = [(0.95, 0.03, 0.02), (0.25, 0.65, 0.10), (0.20, 0.20, 0.60), (0.02, 
 
 @pytest.fixture(scope="module")
 def coverage():
-    return runpy.run_path(str(FOLDER / "interval_coverage.py"))
+    return vars(effect_laws) | vars(interval_coverage) | vars(interval_coverage_tables)
 
 
 @pytest.fixture(scope="module")
 def sequential():
-    return runpy.run_path(str(FOLDER / "sequential_errors.py"))
+    return vars(sequential_errors)
 
 
 @pytest.fixture(scope="module")
 def stored(coverage):
-    return coverage["read"](FOLDER / "interval_coverage.csv")
+    return read_rows(FOLDER / "interval_coverage.csv")
 
 
 @pytest.fixture(scope="module")
 def stored_sequential(sequential):
-    return sequential["read"](FOLDER / "sequential_errors.csv")
+    return read_rows(FOLDER / "sequential_errors.csv")
 
 
 def simulation_error(p, draws):

@@ -2,9 +2,9 @@
 
 import csv
 import math
-import runpy
 from pathlib import Path
 
+import laws as laws_script
 import numpy as np
 import pytest
 
@@ -21,7 +21,7 @@ MARGIN = 0.8
 
 @pytest.fixture(scope="module")
 def laws():
-    return runpy.run_path(str(FOLDER / "laws.py"))
+    return vars(laws_script)
 
 
 @pytest.fixture(scope="module")
