@@ -9,12 +9,13 @@ import interval_coverage_tables
 import numpy as np
 import pytest
 import sequential_errors
+from interval_coverage import pigeonhole_standard_error
 from scipy import stats
 from simulation_files import read_rows
 
 from routelab.comparison.statistics.contrast import Contrast
 from routelab.comparison.statistics.sequential import analyse_interim
-from routelab.comparison.statistics.two_way import estimate_two_way, influence_concentration, pigeonhole_standard_error
+from routelab.comparison.statistics.two_way import estimate_two_way, influence_concentration
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "statistics"
 LOW, HIGH = 0.92, 0.98

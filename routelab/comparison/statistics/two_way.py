@@ -179,24 +179,6 @@ def estimate_two_way(table_SU: Floats) -> Estimate:
     )
 
 
-def pigeonhole_standard_error(table_SU: Floats, draws: int = 1000, seed: int = 0) -> float:
-    """Return the bootstrap standard error of the mean that draws seeds and units independently, with replacement.
-
-    The variance is too small for few seeds; times sqrt(n / (n - 1)) it is comparable with that of `estimate_two_way`.
-    Source: Owen 2007, The pigeonhole bootstrap, Annals of Applied Statistics 1(2).
-
-    Args:
-        table_SU: Values by seed and unit, (S, U).
-        draws: Number of bootstrap samples.
-        seed: Seed of the random numbers.
-    """
-    n, m = table_SU.shape
-    random = np.random.default_rng(seed)
-    times_BS = random.multinomial(n, np.full(n, 1 / n), draws) / n
-    times_BU = random.multinomial(m, np.full(m, 1 / m), draws) / m
-    return float(np.einsum("bs,su,bu->b", times_BS, table_SU, times_BU, optimize=True).std(ddof=1))
-
-
 def influence_concentration(table_SU: Floats, units: int = CONCENTRATED_UNITS) -> float:
     """Return the fraction of the squared influence that the `units` most influential test units carry.
 

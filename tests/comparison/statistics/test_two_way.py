@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from interval_coverage import pigeonhole_standard_error
 from scipy import stats
 
 from routelab.comparison.statistics.contrast import Contrast
@@ -17,7 +18,6 @@ from routelab.comparison.statistics.two_way import (
     estimate_over_units,
     estimate_two_way,
     influence_concentration,
-    pigeonhole_standard_error,
 )
 
 # Worked by hand in docs/statistics.md.
