@@ -151,7 +151,7 @@ def inference_lines(summary: dict[str, Any]) -> list[str]:
 
 def pair_lines(summary: dict[str, Any]) -> list[str]:
     """Return the verdicts on arms that were judged against each other, below a heading."""
-    from routelab.comparison.verdict import name_tests
+    from routelab.comparison.summary_text import name_tests
 
     pairs = summary.get("pairs") or ()
     if not pairs:

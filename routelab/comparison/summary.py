@@ -9,10 +9,12 @@ from typing import Any
 
 from routelab.comparison.budget_accounting import readings_of, readings_sentence
 from routelab.comparison.frontier import to_target
+from routelab.comparison.limits_text import caveat_of, explain_uncertainty
 from routelab.comparison.metric_tables import MetricTables, contrasts_against
 from routelab.comparison.per_domain import domains_of
 from routelab.comparison.statistics.hypothesis_tests import describe_contrast, judge
-from routelab.comparison.verdict import caveat_of, explain_uncertainty, notes_of, sentence_of, verdict_of
+from routelab.comparison.summary_text import sentence_of
+from routelab.comparison.verdict import notes_of, verdict_of
 from routelab.config.schema import StatisticsOptions
 from routelab.core.intervals import mean_interval
 from routelab.report.arm_labels import marks

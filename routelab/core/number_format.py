@@ -31,10 +31,18 @@ def finite(value: object) -> float | None:
     return number if math.isfinite(number) else None
 
 
+def are_finite(*values: float | None) -> bool:
+    """Return whether all values are finite numbers.
+
+    Args:
+        *values: Numbers; None is not finite.
+    """
+    return all(value is not None and math.isfinite(value) for value in values)
+
+
 def is_bounded(interval: Interval | None) -> bool:
     """Return whether an interval has a finite mean and finite bounds."""
-    values = [(interval or {}).get(key) for key in ("mean", "low", "high")]
-    return all(value is not None and math.isfinite(value) for value in values)
+    return are_finite(*((interval or {}).get(key) for key in ("mean", "low", "high")))
 
 
 def format_number(value: object, digits: int = 3) -> str:
