@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from routelab.core.errors import StorageError
+from routelab.records.atomic_file import replaced_at_end
 from routelab.records.run_cache import unit_table_of
 from routelab.records.unit_file import arrow_table, encodings
 
@@ -29,24 +29,18 @@ def write_units_file(path: Path, records: Sequence[Mapping[str, Any]], output: P
     """
     from pyarrow import parquet
 
-    neighbour = path.with_name(f".{path.name}.{os.getpid()}")
-    writer: Any = None
+    tables = _tables(records, output)
+    first = next(tables, None)
     try:
-        for table in _tables(records, output):
-            if writer is None:
-                writer = parquet.ParquetWriter(neighbour, table.schema, **encodings(table.column_names, ("arm", "domain")))
-            writer.write_table(table.select(writer.schema.names))
-        if writer is None:
+        if first is None:
             path.unlink(missing_ok=True)
-        else:
-            writer.close()
-            neighbour.replace(path)
+            return
+        options = encodings(first.column_names, ("arm", "domain"))
+        with replaced_at_end(path) as temporary, parquet.ParquetWriter(temporary, first.schema, **options) as writer:
+            for table in itertools.chain([first], tables):
+                writer.write_table(table.select(first.column_names))
     except OSError as error:
         raise StorageError(f"cannot write {str(path)!r}: {error.strerror or error}") from None
-    finally:
-        # Ctrl-C leaves nothing behind either.
-        with contextlib.suppress(OSError):
-            neighbour.unlink()
 
 
 def _tables(records: Sequence[Mapping[str, Any]], output: Path) -> Iterator[Any]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from routelab.core.errors import StorageError, UsageError
+from routelab.records.atomic_file import replaced_at_end
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -18,15 +19,11 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write whole or not at all: to a neighbour first, then renamed. A full disk or a closed folder is a StorageError, and
-    leaves what was there before."""
-    neighbour = path.with_name(f".{path.name}.{os.getpid()}")
+    """Write whole or not at all. A full disk or a closed folder is a StorageError, and leaves what was there before."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        neighbour.write_text(text, encoding="utf-8")
-        neighbour.replace(path)
+        with replaced_at_end(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
     except OSError as error:
-        neighbour.unlink(missing_ok=True) if neighbour.parent.is_dir() else None
         raise StorageError(f"cannot write {str(path)!r}: {error.strerror or error}") from None
 
 

@@ -5,14 +5,10 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 import routelab
 from routelab.backbones.base import BACKBONES
@@ -28,9 +24,6 @@ from routelab.experts.feed_forward import KINDS
 from routelab.records.json_io import read_json
 from routelab.records.unit_file import UNITS, read_units
 from routelab.routers.router_registry import ROUTERS
-
-_LOSS_TOLERANCE = 1e-4
-"""Relative difference of a table's mean loss from its record's, whose sums are of single precision, that rounding explains."""
 
 ENTRY_MODULE = "routelab.training.run"
 """Module whose imports every run executes."""
@@ -133,31 +126,14 @@ def finished(output: Path, key: str) -> dict[str, Any] | None:
     record = read_json(cell_folder(output, key) / "record.json")
     if record is None or record.get("status") != "ok" or not record.get("test"):
         return None
-    if record.get("units") and not _is_of_run(read_units(cell_folder(output, key) / UNITS), record):
+    if record.get("units") and not _is_of_run(cell_folder(output, key) / UNITS, record):
         return None
     return record
 
 
-def _is_of_run(table: UnitTable | None, record: Mapping[str, Any]) -> bool:
-    """Return whether a table has the number of units that a run's record names, and its mean loss, in each domain too."""
-    if table is None or not {"count", "loss"} <= table.sums.keys():
-        return False
-    new_R = np.diff(table.unit, prepend=-1)
-    if (new_R < 0).any() or np.count_nonzero(new_R) != record["units"].get("number"):
-        return False
-    by_domain = record.get("by_domain") or {}
-    if (table.domain is None) != (not by_domain):
-        return False
-    rows = {name: table.domain == name for name in by_domain}
-    if by_domain and sum(map(np.count_nonzero, rows.values())) != len(table):
-        return False
-    of_domains = (_has_mean_loss(table, rows[name], metrics.get("loss")) for name, metrics in by_domain.items())
-    return _has_mean_loss(table, np.ones(len(table), bool), record["test"].get("loss")) and all(of_domains)
-
-
-def _has_mean_loss(table: UnitTable, rows_R: NDArray[np.bool_], loss: float | None) -> bool:
-    count, total = (float(table.sums[name][rows_R].sum()) for name in ("count", "loss"))
-    return loss is not None and count > 0 and math.isclose(total / count, loss, rel_tol=_LOSS_TOLERANCE, abs_tol=1e-9)
+def _is_of_run(path: Path, record: Mapping[str, Any]) -> bool:
+    """Return whether a file of test units is the one that was written with a run's record."""
+    return path.is_file() and _hash(path) == (record.get("provenance") or {}).get("units_sha256")
 
 
 def unit_table_of(output: Path, record: Mapping[str, Any]) -> UnitTable | None:

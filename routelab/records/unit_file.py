@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
+import hashlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from routelab.data.unit_table import UnitTable
+from routelab.records.atomic_file import replaced_at_end
 
 UNITS = "units.parquet"
 """Name of the file in the folder of a run."""
@@ -53,12 +54,15 @@ def encodings(columns: list[str], strings: tuple[str, ...] = ("domain",)) -> dic
     }
 
 
-def write_units(path: Path, table: UnitTable) -> None:
+def write_units(path: Path, table: UnitTable) -> str:
     """Write a table, completely or not at all.
 
     Args:
         path: Path of the file; its folder is made if it does not exist.
         table: Sums by unit and domain.
+
+    Returns:
+        SHA-256 of the file in hexadecimal digits.
 
     Raises:
         OSError: if it cannot be written.
@@ -69,14 +73,10 @@ def write_units(path: Path, table: UnitTable) -> None:
     # Written to memory first: errors of the disk are then Python's own, with their numbers.
     content, columns = pa.BufferOutputStream(), arrow_table(table)
     parquet.write_table(columns, content, **encodings(columns.column_names))
-    neighbour = path.with_name(f".{path.name}.{os.getpid()}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        neighbour.write_bytes(content.getvalue())
-        neighbour.replace(path)
-    except OSError:
-        neighbour.unlink(missing_ok=True)
-        raise
+    data = content.getvalue().to_pybytes()
+    with replaced_at_end(path) as temporary:
+        temporary.write_bytes(data)
+    return hashlib.sha256(data).hexdigest()
 
 
 def read_units(path: Path) -> UnitTable | None:

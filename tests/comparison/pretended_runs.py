@@ -93,7 +93,7 @@ class World:
                     },
                 }  # fmt: skip
                 if self.with_units:
-                    write_units(job.folder / UNITS, table)
+                    record["provenance"]["units_sha256"] = write_units(job.folder / UNITS, table)
                     record["units"] = {"unit": "document", "number": self.units, "pooled": False}
             write_json(job.folder / "record.json", record)
             yield Event(job, 1.0, record=record)

@@ -110,9 +110,9 @@ def record_of(output, key, has_file=True, **changes):
     units = table(seed=int(record["seed"]))
     by_domain = {name: mean_loss(rows_of(units, units.domain == name)) for name in ("law", "medicine")}
     record = {"test": mean_loss(units), "by_domain": by_domain} | record
-    write_json(cell_folder(output, key) / "record.json", record)
     if has_file:
-        write_units(cell_folder(output, key) / UNITS, units)
+        record["provenance"]["units_sha256"] = write_units(cell_folder(output, key) / UNITS, units)
+    write_json(cell_folder(output, key) / "record.json", record)
     return record
 
 
@@ -190,8 +190,10 @@ def test_the_file_of_a_comparison_holds_all_runs(tmp_path):
 def test_a_folder_that_cannot_be_written_is_a_storage_error(tmp_path):
     output = tmp_path / "results" / "mine"
     record = record_of(output, "a")
+    output.mkdir()
+    (output / "file").write_text("")
     with pytest.raises(StorageError, match="cannot write"):
-        write_units_file(output / "missing" / UNITS, [record], output)
+        write_units_file(output / "file" / UNITS, [record], output)
 
 
 def test_an_interrupted_file_of_a_comparison_leaves_the_earlier_one(tmp_path, monkeypatch):
