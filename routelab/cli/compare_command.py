@@ -104,17 +104,15 @@ def compare(resolved: Any, quiet: bool = False) -> Any:
 
 def announcement(ready: Any) -> str:
     """Describe the runs of a planned comparison, their cost, and the effect that they can detect."""
-    from routelab.comparison.compare import find_earlier_looks
     from routelab.comparison.estimate import outlook
 
     config, ahead = ready.resolved.config, outlook(ready)
-    planned = {job.spec.seed for job in ready.jobs}
-    seeds = len(planned)
+    seeds = len(ready.seeds)
     counted = f"{seeds} to {max(seeds, config.statistics.max_seeds)}" if config.seeds == "auto" else str(seeds)
     arms = format_units(len(ready.labels), "arm")
     text = f"{arms} x {counted} {'seed' if counted == '1' else 'seeds'} on {config.data['name']}"
-    earlier = find_earlier_looks(ready)
-    goes_on = config.seeds == "auto" or earlier.is_sequential(planned)
+    earlier = ready.earlier
+    goes_on = config.seeds == "auto" or earlier.is_sequential(ready.seeds)
     beside = len(ready.rows) - len(ready.labels)
     if beside:
         text += f", and {beside} rows of the dense ladder or of other budgets"

@@ -21,7 +21,7 @@ from routelab.comparison.execute import Job
 from routelab.comparison.frontier import frontier_of
 from routelab.comparison.grid import Row, described
 from routelab.comparison.inference_latency import inference
-from routelab.comparison.interim_looks import EarlierLooks, earlier_looks, seeds_of, withdrawal_text
+from routelab.comparison.interim_looks import withdrawal_text
 from routelab.comparison.learning_rate_selection import best_rates, choose_rates
 from routelab.comparison.metric_tables import MetricTables, contrasts_against
 from routelab.comparison.pairwise import judged_pairs, pair_contrasts, pair_name
@@ -33,7 +33,7 @@ from routelab.comparison.statistics.hypothesis_tests import evaluate_contrasts, 
 from routelab.comparison.summary import family_of, summarise
 from routelab.comparison.units_export import write_units_file
 from routelab.config.resolve import Resolved, flatten, resolve
-from routelab.core.errors import StorageError, UsageError
+from routelab.core.errors import StorageError
 from routelab.records.json_io import read_json, write_json
 from routelab.records.provenance import provenance
 from routelab.records.run_cache import unit_table_of
@@ -85,7 +85,6 @@ def carry_out(
 ) -> Comparison:
     """Run a planned comparison. beside: what else its summary is to hold, such as what tuning cost."""
     resolved = ready.resolved
-    earlier = find_earlier_looks(ready)
     tracker = Tracker(resolved.config.tracking.uri, resolved.experiment)
     tracker.open()
     parent, logged = _parent(tracker, ready)
@@ -94,11 +93,11 @@ def carry_out(
         work.run(ready.jobs)
         if resolved.config.seeds == "auto":
             # What was judged before is judged again; leaving it out would be a choice among seeds.
-            work.run(_jobs_judged_before(ready, earlier))
-        while resolved.config.seeds == "auto" and (jobs := _next_jobs(ready, work.everything, earlier)):
+            work.run(ready.jobs_judged_before)
+        while resolved.config.seeds == "auto" and (jobs := _next_jobs(ready, work.everything)):
             work.run(jobs)
-        ordered = best_rates(work.everything, _rate_seeds(ready, earlier))
-        summary = _summary(ready, work.everything, ordered, earlier) | dict(beside or {})
+        ordered = best_rates(work.everything, ready.rate_seeds)
+        summary = _summary(ready, work.everything, ordered) | dict(beside or {})
         _write(resolved.output, summary, ordered, ready.rows)
     except BaseException as error:
         tracker.stop()
@@ -114,62 +113,28 @@ def carry_out(
     return Comparison(resolved.name, resolved.output, summary, ordered, work.reused, [*tracker.problems, *problems])
 
 
-def find_earlier_looks(ready: Plan) -> EarlierLooks:
-    """Return the earlier analyses of a planned comparison, from the summary in its folder.
-
-    Args:
-        ready: The comparison.
-    """
-    summary = read_json(ready.resolved.output / "summary.json")
-    jobs = [*ready.jobs, *_main_jobs(ready, seeds_of(summary))]
-    return earlier_looks(summary, {job.key for job in jobs}, ready.labels, ready.reference)
-
-
-def _jobs_judged_before(ready: Plan, earlier: EarlierLooks) -> list[Job]:
-    """Return the runs of the latest analysis whose seeds are not planned."""
-    planned = {job.key for job in ready.jobs}
-    jobs = _main_jobs(ready, sorted(earlier.judged))
-    return [job for job in jobs if job.key in earlier.cells and job.key not in planned]
-
-
-def _main_jobs(ready: Plan, seeds: Sequence[int]) -> list[Job]:
-    """Return the runs of the arms at these seeds; none if a run that they begin from does not exist."""
-    try:
-        return ready.jobs_of([row for row in ready.rows if row.is_main], seeds)
-    except UsageError:
-        return []
-
-
-def _rate_seeds(ready: Plan, earlier: EarlierLooks) -> list[int]:
-    """Return the seeds on which learning rates are chosen: those of the first analysis, as a later choice would be another arm."""
-    seeds = sorted({job.spec.seed for job in ready.jobs} | earlier.judged)
-    return seeds[: min((len({job.spec.seed for job in ready.jobs}), *earlier.seeds))]
-
-
-def _summary(
-    ready: Plan, records: list[dict[str, Any]], ordered: list[dict[str, Any]], earlier: EarlierLooks
-) -> dict[str, Any]:
+def _summary(ready: Plan, records: list[dict[str, Any]], ordered: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the summary of a comparison.
 
     Args:
         ready: the comparison.
         records: one record for each run, with every learning rate that was tried.
         ordered: one record for each arm and seed, at the arm's best learning rate.
-        earlier: earlier analyses of the same comparison.
     """
-    config, output = ready.resolved.config, ready.resolved.output
+    config, output, earlier = ready.resolved.config, ready.resolved.output, ready.earlier
     main = [record for record in ordered if record["arm"] in ready.labels]
     trained = {record["seed"] for record in main}
     tables = MetricTables(ordered, partial(unit_table_of, output), earlier.leaves_out(trained))
     seeds = len(trained)
     is_sequential = config.seeds == "auto" or earlier.is_sequential(trained)
-    first_look = _first_look(ready, earlier)
     summary = summarise(
         ready.resolved.name, main, ready.labels, ready.reference,
-        options=config.statistics, sequential=is_sequential, first_look=first_look, tables=tables, earlier_arms=earlier.arms,
+        options=config.statistics, sequential=is_sequential, first_look=ready.first_look, tables=tables, earlier_arms=earlier.arms,
         frontier=frontier_of(ordered, ready.rows, ready.reference, tables, config.statistics.uncertainty),
-    ) | {"tuned": choose_rates(records, _rate_seeds(ready, earlier)), "rows": described(ready.rows), "cells": cells_of(ordered)}  # fmt: skip
-    summary["pairs"] = judged_pairs(ready.pairs, main, summary["metric"], config.statistics, is_sequential, tables, first_look)
+    ) | {"tuned": choose_rates(records, ready.rate_seeds), "rows": described(ready.rows), "cells": cells_of(ordered)}  # fmt: skip
+    summary["pairs"] = judged_pairs(
+        ready.pairs, main, summary["metric"], config.statistics, is_sequential, tables, ready.first_look
+    )
     summary["looks"], summary["judged_seeds"] = earlier.seed_counts(seeds), sorted(earlier.judged | trained)
     summary["withdrawn"] = earlier.withdrawn if is_sequential else None
     summary["withdrawal"] = withdrawal_text(summary["withdrawn"], summary["looks"], "seeds" in config.statistics.uncertainty)
@@ -182,12 +147,7 @@ def _summary(
     return summary
 
 
-def _first_look(ready: Plan, earlier: EarlierLooks) -> int:
-    """Return the smallest number of seeds at which this comparison is or was analysed."""
-    return min((ready.resolved.config.statistics.min_seeds, *earlier.seeds))
-
-
-def _next_jobs(ready: Plan, records: Sequence[Mapping[str, Any]], earlier: EarlierLooks) -> list[Job]:
+def _next_jobs(ready: Plan, records: Sequence[Mapping[str, Any]]) -> list[Job]:
     """Return the runs of the next seeds, with seeds=auto: those of the reference and of the arms that more seeds can decide.
 
     Such an arm has a verdict for which `Result.needs_seeds` is true, against the reference or in a pair.
@@ -195,20 +155,20 @@ def _next_jobs(ready: Plan, records: Sequence[Mapping[str, Any]], earlier: Earli
     options, reference = ready.resolved.config.statistics, ready.reference
     assert reference is not None
     main = [row for row in ready.rows if row.is_main]
-    tables = MetricTables(best_rates(records, _rate_seeds(ready, earlier)), partial(unit_table_of, ready.resolved.output))
+    tables = MetricTables(best_rates(records, ready.rate_seeds), partial(unit_table_of, ready.resolved.output))
     against_reference = contrasts_against(reference, ready.labels, tables)
     families: list[tuple[Mapping[str, Contrast], Mapping[str, tuple[str, ...]], int]] = [
         (
             against_reference,
             {label: (label,) for label in against_reference},
-            len(family_of(ready.labels, reference, earlier.arms)),
+            len(family_of(ready.labels, reference, ready.earlier.arms)),
         ),
         (pair_contrasts(ready.pairs, tables), {pair_name(pair): pair for pair in ready.pairs}, len(ready.pairs)),
     ]
     trained = len({record["seed"] for record in records if record["arm"] == reference})
     labels, missing_seeds = {reference}, []
     for contrasts, members, size in families:
-        for name, result in evaluate_contrasts(contrasts, options, True, _first_look(ready, earlier), size).items():
+        for name, result in evaluate_contrasts(contrasts, options, True, ready.first_look, size).items():
             if result.needs_seeds and contrasts[name].depends_on_seed:
                 labels.update(members[name])
                 missing_seeds.append((seeds_to_decide(contrasts[name], result) or options.max_seeds) - trained)

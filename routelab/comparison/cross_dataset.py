@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from routelab.comparison.metric_tables import MetricTables, contrasts_against
 from routelab.comparison.results import finished_comparison
 from routelab.comparison.statistics.cross_dataset_statistics import interquartile_mean, probability_of_improvement, ranks
-from routelab.comparison.statistics.influence import SMALLEST_LOSS
 from routelab.core.errors import UsageError
 from routelab.records.json_io import write_json
 
@@ -37,8 +36,8 @@ def across(names: Sequence[str], results: Path = Path("results"), place: Path | 
     losses: dict[str, dict[str, list[float]]] = {}
     for name, (_, summary, records) in zip(names, found, strict=True):
         labels = list(summary["arms"])
-        for label, values in _differences(labels, reference, records).items():
-            gaps.setdefault(label, {})[name] = values
+        for label, contrast in contrasts_against(reference, labels, MetricTables(records)).items():
+            gaps.setdefault(label, {})[name] = contrast.values_S.tolist()
         for record in records:
             if record["status"] == "ok" and record["arm"] in labels:
                 losses.setdefault(record["arm"], {}).setdefault(name, []).append(record["test"]["loss"])
@@ -61,17 +60,6 @@ def across(names: Sequence[str], results: Path = Path("results"), place: Path | 
     if place is not None:
         write_json(place, result)
     return result
-
-
-def _differences(labels: Sequence[str], reference: str, records: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
-    """Return the log test loss of each arm minus the reference's, by seed, for arms that share a seed with it."""
-    logs: dict[str, dict[int, float]] = {label: {} for label in (*labels, reference)}
-    for record in records:
-        if record["status"] == "ok" and record["arm"] in logs:
-            logs[record["arm"]][record["seed"]] = math.log(max(record["test"]["loss"], SMALLEST_LOSS))
-    base = logs.pop(reference)
-    common = {label: sorted(set(by_seed) & set(base)) for label, by_seed in logs.items()}
-    return {label: [logs[label][seed] - base[seed] for seed in seeds] for label, seeds in common.items() if seeds}
 
 
 def _must_differ(names: Sequence[str], records: Sequence[Sequence[Mapping[str, Any]]]) -> None:

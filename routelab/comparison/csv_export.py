@@ -73,7 +73,7 @@ def write_curves(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
 _ESTIMATE = (
     "mean", "low", "high", "standard_error", "degrees_of_freedom", "seed_error", "unit_error", "n", "units",
 )  # fmt: skip
-_LARGER = {"seed_error": "seeds", "unit_error": "units", None: None}
+_LARGER = {"seed_error": "seeds", "unit_error": "examples", None: None}
 _TESTS = ("p_t", "p_holm", "p_equivalent", "supported_margin", "state", "withheld")
 
 

@@ -54,7 +54,7 @@ def outlook(ready: Plan) -> Outlook:
         pace = {label: _seconds_per_flop(row, ready) for label, row in {row.label: row for row, _ in counted}.items()}
         if None not in pace.values():
             seconds = sum((pace[row.label] or 0.0) * cost for row, cost in counted) / workers
-    seeds = len({job.spec.seed for job in ready.jobs})
+    seeds = len(ready.seeds)
     others = max(1, len(ready.labels) - 1)
     effect = detectable_effect(seeds, alpha=config.statistics.alpha / others) if seeds > 1 else None
     return Outlook(len(todo), len(todo) - len(counted), sum(cost for _, cost in counted), seconds, effect)

@@ -22,6 +22,7 @@ from routelab.core.errors import PluginWarning, StorageError, UsageError
 from routelab.core.plugins import load_plugin
 from routelab.core.processes import Channel, ProcessSettings, WorkerProcess, available_cores, gpu_environment, send, worker_pool
 from routelab.records.json_io import is_full, write_json
+from routelab.records.unit_file import UNITS, units_digest
 from routelab.training.checkpoint import discard
 from routelab.training.observer import CallbackObserver
 from routelab.training.run import execute
@@ -126,7 +127,9 @@ def _work(job: Job) -> dict[str, Any]:
     except Exception as error:
         # One arm's mistake must not take the others with it.
         record = failed(job, blame(job.spec.arm, error, "before the first step"))
-    record["provenance"] = {**record.get("provenance", {}), "cell": job.key}
+    # A process that dies between its two files leaves a units file that is not of the record.
+    origin = {"cell": job.key, "units_sha256": units_digest(job.folder / UNITS) if record.get("units") else None}
+    record["provenance"] = {**record.get("provenance", {}), **origin}
     write_json(job.folder / "record.json", record)
     discard(job.folder)
     _let_go()

@@ -31,6 +31,7 @@ class MetricTables:
     Args:
         records: Records of the runs, one for each arm and seed.
         read: Reader of their unit tables; without it, no run has one.
+        is_selected: Whether seeds that were judged before are left out.
     """
 
     def __init__(self, records: Sequence[Record], read: UnitReader = lambda record: None, is_selected: bool = False) -> None:

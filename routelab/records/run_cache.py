@@ -22,7 +22,7 @@ from routelab.data.base import DATA
 from routelab.data.unit_table import UnitTable
 from routelab.experts.feed_forward import KINDS
 from routelab.records.json_io import read_json
-from routelab.records.unit_file import UNITS, read_units
+from routelab.records.unit_file import UNITS, read_units, units_digest
 from routelab.routers.router_registry import ROUTERS
 
 ENTRY_MODULE = "routelab.training.run"
@@ -126,14 +126,10 @@ def finished(output: Path, key: str) -> dict[str, Any] | None:
     record = read_json(cell_folder(output, key) / "record.json")
     if record is None or record.get("status") != "ok" or not record.get("test"):
         return None
-    if record.get("units") and not _is_of_run(cell_folder(output, key) / UNITS, record):
+    digest = (record.get("provenance") or {}).get("units_sha256")
+    if record.get("units") and (digest is None or units_digest(cell_folder(output, key) / UNITS) != digest):
         return None
     return record
-
-
-def _is_of_run(path: Path, record: Mapping[str, Any]) -> bool:
-    """Return whether a file of test units is the one that was written with a run's record."""
-    return path.is_file() and _hash(path) == (record.get("provenance") or {}).get("units_sha256")
 
 
 def unit_table_of(output: Path, record: Mapping[str, Any]) -> UnitTable | None:

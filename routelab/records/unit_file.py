@@ -54,15 +54,12 @@ def encodings(columns: list[str], strings: tuple[str, ...] = ("domain",)) -> dic
     }
 
 
-def write_units(path: Path, table: UnitTable) -> str:
+def write_units(path: Path, table: UnitTable) -> None:
     """Write a table, completely or not at all.
 
     Args:
         path: Path of the file; its folder is made if it does not exist.
         table: Sums by unit and domain.
-
-    Returns:
-        SHA-256 of the file in hexadecimal digits.
 
     Raises:
         OSError: if it cannot be written.
@@ -73,10 +70,17 @@ def write_units(path: Path, table: UnitTable) -> str:
     # Written to memory first: errors of the disk are then Python's own, with their numbers.
     content, columns = pa.BufferOutputStream(), arrow_table(table)
     parquet.write_table(columns, content, **encodings(columns.column_names))
-    data = content.getvalue().to_pybytes()
     with replaced_at_end(path) as temporary:
-        temporary.write_bytes(data)
-    return hashlib.sha256(data).hexdigest()
+        temporary.write_bytes(content.getvalue())
+
+
+def units_digest(path: Path) -> str | None:
+    """Return the SHA-256 of a file in hexadecimal digits; None if there is none.
+
+    Args:
+        path: Path of the file.
+    """
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
 
 def read_units(path: Path) -> UnitTable | None:

@@ -6,12 +6,13 @@ has been counted so far. It is written beside and renamed, so a run killed at an
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from routelab.records.atomic_file import replaced_at_end
 
 FILE = "state.ckpt"
 
@@ -34,15 +35,12 @@ class Checkpoint:
 
     def save(self, state: dict[str, Any]) -> None:
         """Write `state`. A full disk costs the run its way back, not its life: it is remembered in `problem`."""
-        neighbour = self.path.with_name(f".{FILE}.{os.getpid()}")
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            torch.save({"key": self.key, **state}, neighbour)
-            neighbour.replace(self.path)
+            with replaced_at_end(self.path) as temporary:
+                torch.save({"key": self.key, **state}, temporary)
             self.problem = None
         # torch reports a full disk as a RuntimeError.
         except (OSError, RuntimeError) as error:
-            neighbour.unlink(missing_ok=True)
             self.problem = f"the run cannot be resumed: {str(self.path)!r} cannot be written: {str(error).splitlines()[0]}"
         self._last = time.monotonic()
 

@@ -132,7 +132,7 @@ def execute(
     unit_sums = module.unit_sums if record["status"] == "ok" else None
     units = None if unit_sums is None else unit_sums.table()
     if units is not None and folder is not None and module.rank == 0:
-        record["provenance"]["units_sha256"] = write_units(folder / UNITS, units)
+        write_units(folder / UNITS, units)
     whole = module.whole_run.summary()
     record |= {
         "steps": module.step,

@@ -12,7 +12,7 @@ import numpy as np
 from routelab.comparison.execute import Event
 from routelab.data.unit_table import UnitTable
 from routelab.records.json_io import write_json
-from routelab.records.unit_file import UNITS, write_units
+from routelab.records.unit_file import UNITS, units_digest, write_units
 
 NUMERATORS = {"accuracy": "correct", "bits_per_byte": "bytes", "r2": "squared_error_0"}
 
@@ -93,7 +93,8 @@ class World:
                     },
                 }  # fmt: skip
                 if self.with_units:
-                    record["provenance"]["units_sha256"] = write_units(job.folder / UNITS, table)
+                    write_units(job.folder / UNITS, table)
+                    record["provenance"]["units_sha256"] = units_digest(job.folder / UNITS)
                     record["units"] = {"unit": "document", "number": self.units, "pooled": False}
             write_json(job.folder / "record.json", record)
             yield Event(job, 1.0, record=record)

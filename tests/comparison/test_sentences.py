@@ -23,7 +23,7 @@ from studies import (
 )
 
 from routelab.cli.compare_command import announcement, pair_lines
-from routelab.comparison import compare, estimate, interim_looks
+from routelab.comparison import estimate, interim_looks
 from routelab.comparison.interim_looks import earlier_looks, withdrawal_text
 from routelab.comparison.metric_tables import MetricTables
 from routelab.comparison.pairwise import judged_pairs
@@ -48,16 +48,14 @@ def announced(seeds="3", rows=2, uncertainty=("seeds", "examples"), before=None,
         seeds=seeds, statistics=options(*uncertainty), data={"name": "digits"}
     )  # fmt: skip
     count = 5 if seeds == "auto" else int(seeds)
-    jobs = [SimpleNamespace(spec=SimpleNamespace(seed=seed)) for seed in range(count) for _ in range(2)]
-    prepared = SimpleNamespace(resolved=SimpleNamespace(config=config), labels=["dense", "mine"], rows=[None] * rows, jobs=jobs)
-    looks = (
-        interim_looks.EarlierLooks((before,), False, {"seeds": before, "states": {}})
-        if before
-        else interim_looks.EarlierLooks()
+    looks = interim_looks.EarlierLooks()
+    if before:
+        looks = interim_looks.EarlierLooks((before,), False, {"seeds": before, "states": {}})
+    prepared = SimpleNamespace(
+        resolved=SimpleNamespace(config=config), labels=["dense", "mine"], rows=[None] * rows, seeds=range(count), earlier=looks
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(estimate, "outlook", lambda _: estimate.Outlook(**fields))
-        patch.setattr(compare, "find_earlier_looks", lambda _: looks)
         return announcement(prepared)
 
 

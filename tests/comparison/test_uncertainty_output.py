@@ -69,7 +69,7 @@ def test_every_interval_has_a_row_in_full_precision(world, tmp_path):
     assert {column: float(row[column]) for column in keys} == {column: entry["difference"][key] for column, key in keys.items()}
     assert (float(row["p"]), float(row["p_holm"])) == (entry["p_t"], entry["p_holm"])
     assert float(row["supported_margin"]) == entry["supported_margin"]
-    assert (row["covered"], row["state"], row["withheld"], row["larger"]) == ("seeds+examples", entry["state"], "", "units")
+    assert (row["covered"], row["state"], row["withheld"], row["larger"]) == ("seeds+examples", entry["state"], "", "examples")
     of_domain = found["switch", "dense", "a", "log_loss"]
     assert float(of_domain["unit_error"]) == entry["by_domain"]["a"]["difference"]["unit_error"]
     assert (of_domain["units"], of_domain["p"], of_domain["state"]) == ("30", "", "")

@@ -11,7 +11,7 @@ from routelab.data.task import Batch, InputSpec, Task
 from routelab.data.unit_table import MAX_UNITS, UnitIndex, UnitSums, UnitTable
 from routelab.records.json_io import write_json
 from routelab.records.run_cache import cell_folder, finished, unit_table_of
-from routelab.records.unit_file import UNITS, read_units, write_units
+from routelab.records.unit_file import UNITS, read_units, units_digest, write_units
 
 MEGABYTE_LIMIT = 50e6
 
@@ -111,7 +111,8 @@ def record_of(output, key, has_file=True, **changes):
     by_domain = {name: mean_loss(rows_of(units, units.domain == name)) for name in ("law", "medicine")}
     record = {"test": mean_loss(units), "by_domain": by_domain} | record
     if has_file:
-        record["provenance"]["units_sha256"] = write_units(cell_folder(output, key) / UNITS, units)
+        write_units(cell_folder(output, key) / UNITS, units)
+        record["provenance"]["units_sha256"] = units_digest(cell_folder(output, key) / UNITS)
     write_json(cell_folder(output, key) / "record.json", record)
     return record
 
