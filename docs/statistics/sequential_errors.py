@@ -194,7 +194,7 @@ def judge_interim(
 
 @dataclass(frozen=True)
 class SequenceResult:
-    """How arms end, (R, A).
+    """States of the arms after the last analysis of each comparison, (R, A).
 
     Attributes:
         claimed: Whether an arm is called better or worse at any analysis, even after it has been limited.

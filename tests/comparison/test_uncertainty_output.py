@@ -1,4 +1,4 @@
-"""What a comparison leaves and prints of its two sources of uncertainty: differences.csv, the terminal, several data sets."""
+"""Both standard errors in differences.csv, on the terminal, and in reports over several data sets."""
 
 from __future__ import annotations
 
